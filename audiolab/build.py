@@ -1,0 +1,102 @@
+"""From a config section to the object it describes: `_target_` names the class, the other keys are its arguments."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from audiolab.errors import InputError
+
+_SIMPLE = (int, float, str, bool, type(None))
+
+
+def locate(target: str, where: str = "_target_") -> Any:
+    """Import the class or function with the dotted name `target`."""
+    module_name, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{where}={target} cannot be imported ({error}): give the full dotted name of a class") from error
+
+
+def check(section: Any, where: str, given: tuple[str, ...] = ()) -> None:
+    """Check a section, and every section inside it, against the signatures of the classes they name.
+
+    `given` are the arguments that the caller will pass itself. Raises InputError with the option, the nearest valid
+    name and the class.
+    """
+    if isinstance(section, list):
+        for number, item in enumerate(section):
+            check(item, f"{where}.{number}")
+    if not isinstance(section, Mapping):
+        return
+    for key, value in section.items():
+        check(value, f"{where}.{key}")
+    if "_target_" in section:
+        options = {key: value for key, value in section.items() if key != "_target_"}
+        check_signature(locate(section["_target_"], f"{where}._target_"), options, where, given)
+
+
+def check_signature(callable_: Any, options: Mapping[str, Any], where: str, given: tuple[str, ...] = ()) -> None:
+    """Check that `options` (and the arguments `given` by the caller) fit the signature of `callable_`."""
+    parameters = inspect.signature(callable_).parameters
+    name = getattr(callable_, "__name__", str(callable_))
+    named = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in options.items():
+        if key in given:
+            raise InputError(f"{where}.{key} is set by audiolab itself: leave it out")
+        if key not in named and not open_ended:
+            close = difflib.get_close_matches(key, named, n=1)
+            hint = f"did you mean {where}.{close[0]}?" if close else f"its options are {', '.join(named)}"
+            raise InputError(f"{where}.{key} is not an option of {name}: {hint}")
+        if key in parameters and not _fits(value, _annotation(callable_, key)):
+            raise InputError(
+                f"{where}.{key}={value!r} does not fit {name}: expected {parameters[key].annotation}, got {type(value).__name__}"
+            )
+    required = [n for n in named if parameters[n].default is inspect.Parameter.empty]
+    missing = [n for n in required if n not in options and n not in given]
+    if missing:
+        raise InputError(f"{where}.{missing[0]} is missing: {name} needs it, give {where}.{missing[0]}=...")
+
+
+def build(section: Any, **more: Any) -> Any:
+    """Build what a section describes, inner sections first; `more` are further arguments of the outermost class."""
+    if isinstance(section, list):
+        return [build(item) for item in section]
+    if not isinstance(section, Mapping):
+        return section
+    options = {key: build(value) for key, value in section.items() if key != "_target_"}
+    if "_target_" not in section:
+        return options
+    return locate(section["_target_"])(**options, **more)
+
+
+def _annotation(callable_: Any, key: str) -> Any:
+    function = callable_.__init__ if inspect.isclass(callable_) else callable_
+    try:
+        return typing.get_type_hints(function).get(key, Any)
+    except (NameError, TypeError):  # annotations that exist for type checkers only
+        return Any
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a plain YAML value can stand for the annotated type; anything beyond plain types is let through."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in typing.get_args(annotation))
+    if typing.get_origin(annotation) is typing.Literal:
+        return value in typing.get_args(annotation)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in _SIMPLE:
+        return isinstance(value, annotation)
+    if annotation is None:
+        return value is None
+    return True

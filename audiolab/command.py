@@ -1,0 +1,25 @@
+"""How every verb ends: errors for users are one sentence and exit code 2, an interrupt is 130."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from audiolab.errors import InputError
+
+
+def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Call a verb's main with the command line and exit with its code."""
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except InputError as error:
+        print(f"audiolab: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code or 0)

@@ -1,0 +1,220 @@
+"""A run from a plain dict to its metrics: the only place that builds a Trainer."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+
+from audiolab import build as builder
+from audiolab.errors import InputError
+from audiolab.folder import RunFolder
+from audiolab.reporting.tables import breakdown_tables, headline_lines, results_table
+from audiolab.training.checkpoints import load_weights, read_checkpoint
+from audiolab.training.data import SpeechData
+from audiolab.training.evaluation import Evaluation
+from audiolab.training.plan import print_plan
+from audiolab.training.position import Position
+from audiolab.training.progress import EpochLine, progress_bar
+from audiolab.training.task import Task
+
+_OWN_TRAINER_ARGUMENTS = (
+    "callbacks",
+    "logger",
+    "default_root_dir",
+    "use_distributed_sampler",
+    "num_sanity_val_steps",
+    "enable_model_summary",
+    "enable_progress_bar",
+)
+
+
+def check(config: dict[str, Any]) -> None:
+    """Check every section of a config against the class or function it is for, before anything is built."""
+    builder.check(config["model"], "model")
+    builder.check(config["loss"], "loss")
+    builder.check(config["optimizer"], "optimizer")
+    builder.check(config["augment"], "augment")
+    builder.check(config["data"], "data", given=("seed", "augment"))
+    builder.check(config["module"], "module", given=("model", "criterion", "optimization"))
+    for group, given in (("logger", ("run",)), ("callbacks", ("dirpath",))):
+        for name, section in (config[group] or {}).items():
+            builder.check(section, f"{group}.{name}", given=given)
+    builder.check_signature(L.Trainer, config["trainer"], "trainer", given=_OWN_TRAINER_ARGUMENTS)
+    if not isinstance(config["seed"], int) or config["seed"] < 0:
+        raise InputError(f"seed={config['seed']!r} does not fit: give a whole number from 0 up")
+
+
+def prepare(config: dict[str, Any]) -> SpeechData:
+    """Make what the data needs and read its protocols, so that errors come before anything is written."""
+    data = build_data(config)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def build_data(config: dict[str, Any]) -> SpeechData:
+    """Build the DataModule of a config, with its augmentation."""
+    return builder.build(config["data"], seed=config["seed"], augment=builder.build(config["augment"]))
+
+
+def build_task(config: dict[str, Any]) -> Task:
+    """Build the LightningModule of a config; weights are drawn from the run's seed."""
+    L.seed_everything(config["seed"], verbose=False)
+    return builder.build(
+        config["module"],
+        model=builder.build(config["model"]),
+        criterion=builder.build(config["loss"]),
+        optimization=builder.build(config["optimizer"]),
+    )
+
+
+def build_trainer(config: dict[str, Any], folder: Path, run: RunFolder | None, *, training: bool) -> L.Trainer:
+    """Build the Trainer: with loggers and checkpoints for training, bare for a test of a finished run."""
+    evaluation = Evaluation(folder)
+    callbacks: list[L.Callback] = [evaluation]
+    loggers: list[Any] = []
+    if training and run is not None:
+        callbacks += [Position(config["seed"]), EpochLine(), *_callbacks(config, run)]
+        loggers = [builder.build(section, run=run) for section in (config["logger"] or {}).values()]
+    callbacks += progress_bar()
+    return L.Trainer(
+        **config["trainer"],
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=folder,
+        use_distributed_sampler=False,  # it pads, and a padded set has another EER
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=bool(progress_bar()),
+    )
+
+
+def train(folder: str) -> dict[str, dict[str, float]]:
+    """Train a run from where it stands, then evaluate its best checkpoint on development and test sets."""
+    run = RunFolder.open(folder)
+    config = run.config
+    with log_to(run.path / "run.log"):
+        data, task = build_data(config), build_task(config)
+        trainer = build_trainer(config, run.path, run, training=True)
+        checkpoint = run.latest_checkpoint
+        if checkpoint is not None and trainer.is_global_zero:
+            print(f"going on from {checkpoint}")
+        try:
+            trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+        except (KeyboardInterrupt, SystemExit):
+            if trainer.is_global_zero:
+                print(f"\nstopped; to go on: python -m audiolab.resume {run.path}")
+            raise KeyboardInterrupt from None
+        if trainer.interrupted:
+            print(f"\nstopped; to go on: python -m audiolab.resume {run.path}")
+            raise KeyboardInterrupt
+        load_weights(task, run.best_checkpoint)
+        results = evaluate(trainer, task, data)
+        if trainer.is_global_zero:
+            data.bad_audio.write_list(run.path / "bad_audio.csv")
+            run.finish(results)
+        for logger in trainer.loggers:
+            logger.finalize("success")
+    return results
+
+
+def evaluate(trainer: L.Trainer, task: Task, data: SpeechData) -> dict[str, dict[str, float]]:
+    """Evaluate a task on the development and test sets that the data has."""
+    if data.val_sets:
+        trainer.validate(task, data, verbose=False)
+    if data.test_sets:
+        trainer.test(task, data, verbose=False)
+    return evaluation_of(trainer).results
+
+
+def evaluation_of(trainer: L.Trainer) -> Evaluation:
+    """Return the evaluation callback of a trainer."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, Evaluation))
+
+
+def load_task(run: RunFolder) -> Task:
+    """Return the task of a run with its best weights, in eval mode."""
+    state = read_checkpoint(run.best_checkpoint)
+    task = build_task(run.config)
+    load_weights(task, run.best_checkpoint, state)
+    return task.eval()
+
+
+def plan(config: dict[str, Any]) -> None:
+    """Print what a run would cost; nothing is trained or written."""
+    print_plan(config, build_task(config), prepare(config))
+
+
+def report(run: RunFolder) -> None:
+    """Print the result tables of a finished run and what to do next."""
+    results = run.results
+    if results is None:
+        return
+    console = Console()
+    headline = builder.locate(run.config["module"]["_target_"]).headline
+    for set_name, metrics in results.items():
+        for table in breakdown_tables(set_name, metrics):
+            console.print(table)
+    console.print(results_table(results, headline, f"{run.config['task']}: {run.path}"))
+    plots = sorted((run.path / "plots").glob("*.png"))
+    console.print(f"scores  {run.path / 'scores'}\nplots   {', '.join(str(path) for path in plots)}", highlight=False, soft_wrap=True)
+    console.print(
+        "next    "
+        f"python -m audiolab.predict {run.path} my.wav          score your own audio\n"
+        f"        python -m audiolab.test {run.path} data=<set> data.root=<folder>\n"
+        f"        {run.config.get('next_step') or 'python -m audiolab.run            lists tasks and recipes'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_headline(results: dict[str, dict[str, float]], task: type[Task]) -> None:
+    """Print the headline metrics as plain lines, one a line, each set under its name."""
+    for set_name, metrics in results.items():
+        if len(results) > 1:
+            print(f"{set_name}:")
+        for line in headline_lines(metrics, task.headline):
+            print(line)
+
+
+class log_to:  # noqa: N801 - reads as a verb where it is used
+    """Context: log messages and warnings also go to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.handler = logging.FileHandler(path)
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.loggers = [logging.getLogger(name) for name in ("audiolab", "lightning", "py.warnings")]
+
+    def __enter__(self) -> None:
+        logging.captureWarnings(True)
+        warnings.simplefilter("default")
+        for logger in self.loggers:
+            logger.setLevel(logging.INFO)
+            logger.addHandler(self.handler)
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[1] is not None:
+            logging.getLogger("audiolab").error("stopped", exc_info=exception)  # type: ignore[arg-type]
+        for logger in self.loggers:
+            logger.removeHandler(self.handler)
+        self.handler.close()
+        logging.captureWarnings(False)
+
+
+def _callbacks(config: dict[str, Any], run: RunFolder) -> list[L.Callback]:
+    callbacks = []
+    for section in (config["callbacks"] or {}).values():
+        is_checkpoint = section["_target_"].endswith(".ModelCheckpoint")
+        callbacks.append(builder.build(section, **({"dirpath": run.path / "checkpoints"} if is_checkpoint else {})))
+    return callbacks
+
+
+def devices() -> str:
+    """Return the machine in words."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"

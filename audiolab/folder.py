@@ -1,0 +1,146 @@
+"""A run folder: everything that is needed to resume, test, apply or judge a run, and nothing from outside it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from audiolab import config as conf
+from audiolab.errors import InputError
+from audiolab.reporting.scores import write_text
+
+_PACKAGES = ("torch", "torchaudio", "lightning", "hydra-core", "transformers", "numpy", "scipy", "soundfile")
+_NOT_SAVED = ("plan", "outputs")  # options of the command, not of the run
+
+
+class RunFolder:
+    """`config.yaml`, `command.txt`, `code.json`, `run.log`, `checkpoints/`, `scores/`, `plots/`, `metrics.csv`, `metrics.json`.
+
+    `config.yaml` is the only configuration ever read again; `metrics.json` is written last: it means finished.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path, self.config = path, config
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Open an existing run folder.
+
+        Raises InputError when it is none, naming run folders nearby.
+        """
+        path = Path(path)
+        if not (path / "config.yaml").is_file():
+            base = path if path.is_dir() else next((p for p in path.parents if p.is_dir()), Path("."))
+            near = sorted(p.parent.as_posix() for p in base.glob("*/config.yaml"))[:3]
+            what = "is not a run folder: it has no config.yaml" if path.is_dir() else "does not exist"
+            hint = f"; run folders nearby: {', '.join(near)}" if near else "; run folders are outputs/<task>/<name>"
+            raise InputError(f"{path} {what}{hint}")
+        try:
+            config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+        except Exception as error:
+            raise InputError(f"{path / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}): is it a run folder of audiolab?") from error
+        if not isinstance(config, dict) or not {"task", "module", "model", "data"} <= set(config):
+            raise InputError(f"{path / 'config.yaml'} is not the configuration of an audiolab run: give a folder made by audiolab.run")
+        return cls(path, config)
+
+    @classmethod
+    def create(cls, config: dict[str, Any]) -> RunFolder:
+        """Make outputs/<task>/<name>, or open it when the same run was begun there before.
+
+        Raises InputError when the folder belongs to a run with other options.
+        """
+        path = Path(config["outputs"]) / config["task"] / config["name"]
+        saved = {key: value for key, value in config.items() if key not in _NOT_SAVED}
+        if path.exists() and any(path.iterdir()):
+            run = cls.open(path)
+            differing = sorted(_differences(run.config, saved))
+            if differing:
+                raise InputError(
+                    f"{path} holds a run with other options ({', '.join(differing[:3])}): "
+                    f"choose another name=, or delete the folder to start again"
+                )
+            return run
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            write_text(path / "command.txt", " ".join(sys.orig_argv) + "\n")
+            write_text(path / "code.json", json.dumps(code_facts(), indent=1))
+            write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)))
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder with outputs=") from error
+        return cls(path, saved)
+
+    @property
+    def results(self) -> dict[str, dict[str, float]] | None:
+        """The final metrics by set, or None while the run is not finished."""
+        path = self.path / "metrics.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def finish(self, results: dict[str, dict[str, float]]) -> None:
+        """Write the final metrics; the run counts as finished from here on."""
+        write_text(self.path / "metrics.json", json.dumps(results, indent=1))
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The checkpoint to evaluate and apply: `best.ckpt`, else `last.ckpt`.
+
+        Raises InputError when there is none.
+        """
+        for name in ("best.ckpt", "last.ckpt"):
+            if (self.path / "checkpoints" / name).is_file():
+                return self.path / "checkpoints" / name
+        raise InputError(f"{self.path} has no checkpoint yet: finish its training with python -m audiolab.resume {self.path}")
+
+    @property
+    def latest_checkpoint(self) -> Path | None:
+        """The checkpoint to go on from, if any."""
+        path = self.path / "checkpoints" / "last.ckpt"
+        return path if path.is_file() else None
+
+
+def code_facts() -> dict[str, Any]:
+    """Return commit, uncommitted changes, versions and host."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    inside = git("rev-parse", "--show-toplevel") == str(root)
+    return {
+        "commit": git("rev-parse", "HEAD") if inside else None,
+        "diff": git("diff", "HEAD") if inside else None,
+        "python": platform.python_version(),
+        "versions": {"audiolab": metadata.version("audiolab"), **{name: metadata.version(name) for name in _PACKAGES}},
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+    }
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    def leaves(config: dict[str, Any]) -> dict[str, Any]:
+        flat = {}
+        for name in conf.option_names(config):
+            value: Any = config
+            for part in name.split("."):
+                value = value[part] if isinstance(value, dict) and part in value else None
+            if not isinstance(value, dict):
+                flat[name] = value
+        return flat
+
+    before, after = leaves(old), leaves(new)
+    return [
+        f"{name}: {before.get(name)} there, {after.get(name)} now"
+        for name in sorted(set(before) | set(after))
+        if before.get(name) != after.get(name)
+    ]

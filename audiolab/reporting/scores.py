@@ -1,0 +1,38 @@
+"""Score files: one row an utterance, and beside them the facts of the set, so that every number can be recomputed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from audiolab.errors import InputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file completely or not at all (a temporary file beside it, then a rename)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_scores(path: Path, table: pd.DataFrame) -> None:
+    """Write `<set>.csv` with full float64 precision and `<set>.json` with the facts in `table.attrs`."""
+    write_text(path, table.to_csv(index=False))
+    write_text(path.with_suffix(".json"), json.dumps(table.attrs, indent=1))
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """Read back what `write_scores` wrote, bit for bit."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: give the scores/<set>.csv of a finished run")
+    text = {"id": str, "speaker": str, "attack": str}
+    table = pd.read_csv(path, float_precision="round_trip", dtype=text, keep_default_na=False, na_values=["nan"])
+    table.attrs = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return table

@@ -1,0 +1,101 @@
+"""Result tables for the terminal, with rich."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from audiolab.tracking import breakdowns
+
+
+def headline_lines(metrics: Mapping[str, float], headline: Mapping[str, str]) -> list[str]:
+    """Return the metrics people quote, one a line.
+
+    >>> headline_lines({"eer": 12.341, "n": 3}, {"eer": "EER {:.2f} %"})
+    ['EER 12.34 %']
+    """
+    return [form.format(metrics[name]) for name, form in headline.items() if name in metrics]
+
+
+def results_table(results: Mapping[str, Mapping[str, float]], headline: Mapping[str, str], title: str) -> Table:
+    """Return one column a set, one line a headline metric."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for set_name in results:
+        table.add_column(set_name, justify="right")
+    for name, form in headline.items():
+        if any(name in metrics for metrics in results.values()):
+            label, _, number = form.partition("{")
+            unit = number.partition("}")[2].strip()
+            cells = [_cell(metrics.get(name), "{" + number.partition("}")[0] + "}") for metrics in results.values()]
+            table.add_row(label.strip() + (f" ({unit})" if unit else ""), *cells)
+    return table
+
+
+def breakdown_tables(set_name: str, metrics: Mapping[str, float]) -> list[Table]:
+    """Return the breakdowns of a set (by attack, codec, speaker ...), one table each."""
+    tables = []
+    for group, frame in breakdowns(metrics).items():
+        table = Table(title=f"{set_name} by {group}", title_justify="left")
+        table.add_column(group)
+        for column in frame.columns:
+            table.add_column(column.replace("_", " "), justify="right")
+        for member, row in frame.iterrows():
+            table.add_row(str(member), *(_cell(value) for value in row))
+        tables.append(table)
+    return tables
+
+
+def sweep_table(jobs: Sequence[Mapping[str, Any]], swept: Sequence[str], headline: Mapping[str, str], title: str) -> Table:
+    """Return one line a job: its swept options, its state and its headline metrics, with mean and SD below.
+
+    A job is `{"options": {...}, "state": "finished" | ..., "metrics": {set: {metric: value}}}`.
+    """
+    sets = list(dict.fromkeys(name for job in jobs for name in job["metrics"]))
+    columns = [
+        (set_name, metric)
+        for metric in headline
+        for set_name in sets
+        if any(metric in job["metrics"].get(set_name, {}) for job in jobs)
+    ]
+    table = Table(title=title, title_justify="left")
+    for key in swept:
+        table.add_column(key)
+    table.add_column("state")
+    for set_name, metric in columns:
+        table.add_column(f"{set_name} {headline[metric].partition('{')[0].strip()}", justify="right")
+    for job in jobs:
+        values = [job["metrics"].get(set_name, {}).get(metric) for set_name, metric in columns]
+        cells = [_cell(value, _form(headline[metric])) for value, (_, metric) in zip(values, columns, strict=True)]
+        table.add_row(*(str(job["options"].get(key, "")) for key in swept), job["state"], *cells)
+    finished = [job for job in jobs if job["state"] == "finished"]
+    if len(finished) > 1:
+        table.add_section()
+        cells = []
+        for set_name, metric in columns:
+            values = [job["metrics"][set_name][metric] for job in finished if metric in job["metrics"].get(set_name, {})]
+            mean, sd = mean_and_sd(values)
+            cells.append(f"{_cell(mean, _form(headline[metric]))} ± {_cell(sd, _form(headline[metric]))}")
+        table.add_row(*(["mean ± SD"] + [""] * (len(swept) - 1) if swept else []), f"{len(finished)} jobs", *cells)
+    return table
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and sample standard deviation (n - 1).
+
+    >>> mean_and_sd([1.0, 2.0, 3.0])
+    (2.0, 1.0)
+    """
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else 0.0
+
+
+def _form(form: str) -> str:
+    return "{" + form.partition("{")[2].partition("}")[0] + "}"
+
+
+def _cell(value: float | None, form: str = "{:.4g}") -> str:
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else form.format(value)

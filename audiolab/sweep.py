@@ -1,0 +1,84 @@
+"""A sweep: one run a combination, each in its own folder, and a table over all of them at the end."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from rich.console import Console
+
+from audiolab import config as conf
+from audiolab.build import locate
+from audiolab.errors import InputError
+from audiolab.folder import RunFolder
+from audiolab.launch import launch
+from audiolab.reporting.tables import sweep_table
+from audiolab.run import compose_job
+
+
+def run_sweep(overrides: Sequence[str], swept: Sequence[str], name: str, config_dir: str | None) -> int:
+    """Run every combination through Hydra's launcher; finished jobs are skipped, a failed one does not stop the rest.
+
+    Returns the exit code: 1 when a job failed.
+    """
+    jobs, _ = conf.expand(overrides)
+    configs = [_job_config(job, swept, name, config_dir) for job in jobs]  # all are checked before the first starts
+    folders = [Path(config["outputs"]) / config["task"] / config["name"] for config in configs]
+    if len(set(folders)) < len(folders):
+        raise InputError("two jobs of this sweep would share a folder: their swept values differ only in punctuation")
+
+    def job(_: Any) -> str | None:
+        config = _job_config(list(HydraConfig.get().overrides.task), swept, name, config_dir)
+        print(f"\n== {config['name']}", flush=True)
+        try:
+            launch(config)
+        except InputError as error:
+            print(f"audiolab: {config['name']} failed: {error}", file=sys.stderr)
+            return str(error)
+        except Exception as error:
+            traceback.print_exc()
+            print(f"audiolab: {config['name']} failed; the other jobs go on", file=sys.stderr)
+            return str(error)
+        return None
+
+    sweep_folder = folders[0].parent
+    own = [f"hydra.sweep.dir={sweep_folder}", f"hydra.searchpath=[file://{Path(config_dir).resolve()}]" if config_dir else ""]
+    sys.argv = [sys.argv[0], "-m", *(text for text in overrides if not text.startswith("name=")), *filter(None, own)]
+    hydra.main(version_base="1.3", config_path=str(conf.config_folder()), config_name="run")(job)()
+    if configs[0]["plan"]:
+        return 0
+    return _summary(jobs, swept, configs, folders, name)
+
+
+def _job_config(job: Sequence[str], swept: Sequence[str], name: str, config_dir: str | None) -> dict[str, Any]:
+    job = [text for text in job if not text.startswith(("name=", "hydra.", "hydra/"))]
+    return compose_job(job, f"{name}/{conf.job_name(job, swept)}", config_dir, sweep=name)
+
+
+def _summary(
+    jobs: Sequence[Sequence[str]],
+    swept: Sequence[str],
+    configs: Sequence[dict[str, Any]],
+    folders: Sequence[Path],
+    name: str,
+) -> int:
+    states = []
+    for job, folder in zip(jobs, folders, strict=True):
+        results = RunFolder.open(folder).results if (folder / "config.yaml").is_file() else None
+        options = conf.job_options(job, swept)
+        states.append({"options": options, "state": "finished" if results else "failed", "metrics": results or {}})
+    headline = locate(configs[0]["module"]["_target_"]).headline
+    Console().print(sweep_table(states, swept, headline, f"sweep {configs[0]['task']}/{name}"))
+    failed = [str(folder) for folder, state in zip(folders, states, strict=True) if state["state"] == "failed"]
+    if "wandb" in (configs[0]["logger"] or {}):
+        from audiolab.tracking import log_sweep
+
+        log_sweep(configs[0], name, folders[0].parent, states, headline)
+    if failed:
+        print(f"audiolab: {len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0

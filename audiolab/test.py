@@ -1,0 +1,101 @@
+"""Evaluate a trained run, on its own sets or others: python -m audiolab.test outputs/<task>/<name> data=<set> data.root=<folder>"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from audiolab import config as conf
+from audiolab.command import run_command
+from audiolab.errors import InputError
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluate the best checkpoint and print the headline metrics, one a line."""
+    parser = argparse.ArgumentParser(prog="python -m audiolab.test", description=__doc__)
+    parser.add_argument("run", help="the run folder")
+    parser.add_argument("overrides", nargs="*", help="data=<group> data.<option>=<value> trainer.<option>=<value>")
+    parser.add_argument("--set", dest="sets", action="append", help="the set to evaluate (default: the data's test sets)")
+    parser.add_argument("-o", "--out", help="folder for scores and plots (default: <run>/tests/<data>)")
+    arguments = parser.parse_args(argv)
+    test(arguments.run, arguments.overrides, sets=arguments.sets, out=arguments.out)
+
+
+def test(
+    run_folder: str, overrides: Sequence[str] = (), *, sets: Sequence[str] | None = None, out: str | None = None
+) -> dict[str, dict[str, float]]:
+    """Evaluate a run on sets of a corpus; returns the metrics by set.
+
+    `overrides` choose the corpus and its options as on the command line of `audiolab.run`. Scores, plots and metrics
+    are written to `out`, by default `tests/<data>` inside the run folder.
+    """
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from audiolab import engine
+    from audiolab.folder import RunFolder
+    from audiolab.reporting.tables import breakdown_tables
+    from audiolab.training.data import SpeechData
+
+    run = RunFolder.open(run_folder)
+    config = test_config(run.config, overrides)
+    task = engine.load_task(run)
+    data: SpeechData = engine.build_data(config)
+    data.prepare_data()
+    data.setup("test")
+    if sets:
+        data.choose_test_sets(list(sets))
+    label = (conf.value_of(overrides, "data") or "own").replace("/", "-")
+    root = conf.value_of(overrides, "data.root")
+    folder = Path(out) if out else run.path / "tests" / (f"{label}-{Path(root).name}" if root else label)
+    trainer = engine.build_trainer(config, folder, run, training=False)
+    trainer.test(task, data, verbose=False)
+    results = engine.evaluation_of(trainer).results
+    console = Console()
+    for set_name, metrics in results.items():
+        for table in breakdown_tables(set_name, metrics):
+            console.print(table)
+    engine.write_results(folder, results)
+    engine.print_headline(results, type(task))
+    print(f"scores and plots: {folder}")
+    return results
+
+
+def test_config(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a run's config with another data section, or other options of its own one, and other trainer options."""
+    from omegaconf import OmegaConf
+
+    config = copy.deepcopy(config)
+    parsed = conf.parse(overrides)
+    for override in parsed:
+        if override.key_or_group.split(".")[0] not in ("data", "trainer"):
+            raise InputError(f"{override.input_line}: a test takes data=, data.<option>= and trainer.<option>= only")
+    if any(override.key_or_group == "data" for override in parsed):
+        sections = conf.compose([f"task={config['task']}", *overrides])
+        config["data"] = sections["data"]
+        overrides = [text for text in overrides if text.startswith("trainer")]
+        parsed = conf.parse(overrides)
+    plain = OmegaConf.create(config)
+    known = conf.option_names(config)
+    for override in parsed:
+        key = override.key_or_group
+        if key == "trainer":
+            config["trainer"] = conf.compose([f"task={config['task']}", override.input_line or ""])["trainer"]
+            plain = OmegaConf.create(config)
+            continue
+        if key not in known:
+            close = conf.nearest(key, known)
+            raise InputError(f"{key} is not an option of this run; " + (f"did you mean {close[0]}?" if close else f"see {key.split('.')[0]}: in its config.yaml"))
+        OmegaConf.update(plain, key, override.value())
+    from audiolab import build
+
+    config = OmegaConf.to_container(plain)  # type: ignore[assignment]
+    build.check(config["data"], "data", given=("seed", "augment"))
+    return config
+
+
+if __name__ == "__main__":
+    run_command(main)

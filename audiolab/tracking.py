@@ -1,0 +1,160 @@
+"""Where numbers go while a run is under way: a CSV file that survives restarts, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.figure import Figure
+
+from audiolab.errors import InputError
+
+
+class MetricsCsv(Logger):
+    """`metrics.csv` of a run folder: one row a step, appended to by a resumed run.
+
+    Lightning's own CSV logger empties the file when a run is resumed.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._rows: list[dict[str, Any]] = []
+        if self.path.is_file():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self._rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for one; the run folder is the name."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Lightning asks for one; there are no versions of a run."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add values at a step; a later value for the same step and name replaces the earlier one."""
+        step = int(step or 0)
+        # a resumed run repeats the steps after its checkpoint: the rows of the killed run are replaced
+        row = next((row for row in reversed(self._rows) if int(row["step"]) == step), None)
+        if row is None:
+            row = {"step": step}
+            self._rows.append(row)
+        row.update({key: float(value) for key, value in metrics.items()})
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write all rows; called at every epoch's end."""
+        names = sorted({name for row in self._rows for name in row} - {"step"})
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["step", *names])
+            writer.writeheader()
+            writer.writerows(sorted(self._rows, key=lambda row: int(row["step"])))
+        temporary.replace(self.path)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        if self._rows:
+            self.save()
+
+
+def tensorboard(folder: str) -> TensorBoardLogger:
+    """Log to `tensorboard/` of the run folder."""
+    try:
+        return TensorBoardLogger(folder, name="tensorboard", version="")
+    except ModuleNotFoundError as error:
+        raise InputError("logger=tensorboard needs TensorBoard: install audiolab[tensorboard]") from error
+
+
+def wandb(
+    folder: str,
+    config: dict[str, Any],
+    project: str,
+    entity: str | None,
+    mode: str,
+    tags: list[str],
+    job_type: str,
+) -> WandbLogger:
+    """Log to Weights & Biases, offline into `wandb/` of the run folder unless mode is `online`.
+
+    The run's id is a hash of the run folder, so a resumed run continues its own; the group is task/recipe/name.
+    """
+    try:
+        import wandb as client
+    except ModuleNotFoundError as error:
+        raise InputError("logger=wandb needs the W&B client: install audiolab[wandb]") from error
+    if mode not in ("offline", "online", "disabled"):
+        raise InputError(f"logger.wandb.mode={mode} is unknown: offline, online or disabled")
+    data = Path(folder) / "wandb" / "data"  # else media of tables is staged in the home folder
+    data.mkdir(parents=True, exist_ok=True)
+    os.environ["WANDB_DATA_DIR"] = str(data)
+    sweep = config.get("sweep")
+    return WandbLogger(
+        save_dir=folder,
+        project=project,
+        entity=entity,
+        offline=mode == "offline",
+        id=hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:12],
+        resume="allow",
+        group="/".join([config["task"], config["recipe"], sweep or config["name"]]),
+        name=config["name"].removeprefix(f"{sweep}/") if sweep else config["name"],
+        tags=[config["task"], config["recipe"], *tags],
+        job_type=job_type,
+        config=config,
+        settings=client.Settings(mode=mode, x_disable_stats=False, silent=True),
+    )
+
+
+def log_evaluation(
+    loggers: list[Logger],
+    set_name: str,
+    table: pd.DataFrame,
+    metrics: dict[str, float],
+    figures: dict[str, Figure],
+) -> None:
+    """Send score table, breakdown tables and figures of a set to the loggers that can show them."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for name, figure in figures.items():
+                logger.experiment.add_figure(f"{set_name}/{name}", figure, close=False)
+        elif isinstance(logger, WandbLogger):
+            import wandb as client
+
+            content: dict[str, Any] = {f"{set_name}/scores": client.Table(dataframe=table)}
+            for group, breakdown in breakdowns(metrics).items():
+                content[f"{set_name}/{group}"] = client.Table(dataframe=breakdown.reset_index(names=group))
+            for name, figure in figures.items():
+                content[f"{set_name}/{name}"] = client.Image(figure)
+            logger.experiment.log(content)
+            logger.experiment.summary.update({f"{set_name}/{k}": v for k, v in metrics.items() if "/" not in k})
+
+
+def breakdowns(metrics: Mapping[str, float]) -> dict[str, pd.DataFrame]:
+    """Turn keys `group/member/metric` into one table a group, a row a member.
+
+    >>> breakdowns({"eer": 2.0, "attack/A07/eer": 1.0, "attack/A08/eer": 3.0})["attack"]["eer"].tolist()
+    [1.0, 3.0]
+    """
+    cells: dict[str, dict[str, dict[str, float]]] = {}
+    for key, value in metrics.items():
+        if key.count("/") == 2:
+            group, member, metric = key.split("/")
+            cells.setdefault(group, {}).setdefault(member, {})[metric] = value
+    return {group: pd.DataFrame.from_dict(rows, orient="index") for group, rows in cells.items()}

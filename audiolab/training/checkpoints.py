@@ -1,0 +1,55 @@
+"""Reading checkpoints: safely (`weights_only`), strictly, and with a sentence when one does not fit."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from audiolab.errors import InputError
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain values; anything that would run code is refused.
+
+    Raises InputError for a file that is damaged, unsafe or no checkpoint of a run.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: give a run folder that has trained for at least one epoch") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path} cannot be read as a checkpoint of tensors and plain values ({reason[:150]}): "
+            "it is damaged or holds code; copy it again from its source"
+        ) from error
+    if not isinstance(state, dict) or "state_dict" not in state:
+        raise InputError(f"{path} is not a checkpoint of a run: it has no state_dict; give one that audiolab wrote")
+    return state
+
+
+def load_weights(module: nn.Module, path: Path, state: dict[str, Any] | None = None) -> None:
+    """Load the weights of a checkpoint into a module, every name and shape alike.
+
+    Raises InputError that names what differs, as it does when the checkpoint belongs to another model.
+    """
+    weights = (state or read_checkpoint(path))["state_dict"]
+    own = module.state_dict()
+    missing = [name for name in own if name not in weights]
+    unexpected = [name for name in weights if name not in own]
+    reshaped = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    if missing or unexpected or reshaped:
+        facts = []
+        for label, names in (("missing", missing), ("unknown", unexpected), ("of another shape", reshaped)):
+            if names:
+                facts.append(f"{len(names)} {label} (first: {names[0]})")
+        raise InputError(
+            f"{path} holds weights of another model: {', '.join(facts)} among {len(own)} names; "
+            "give the checkpoint that belongs to this run's config.yaml"
+        )
+    module.load_state_dict(weights)

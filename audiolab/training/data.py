@@ -1,0 +1,189 @@
+"""The DataModule that every task's corpus reader builds on: exact loaders, resume, and what to do with bad audio."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from audiolab.audio.io import AudioError, BadAudioPolicy
+from audiolab.errors import InputError
+from audiolab.training.randomness import item_generator
+from audiolab.training.sampling import Draw, EvalBatches, TrainBatches
+
+Item = dict[str, Any]
+Augment = Callable[[Tensor, Sequence[np.random.Generator]], Tensor]
+
+
+@dataclass(frozen=True)
+class BadItem:
+    """An utterance whose audio could not be read; it travels in the batch to the main process, which counts it."""
+
+    id: str
+    error: AudioError
+
+
+class Utterances(Dataset[Item | BadItem], ABC):
+    """A set of utterances: `ids` in order, and `read(index, generator)` which gives one item as a dict with its `id`."""
+
+    ids: list[str]
+    seed: int = 0
+
+    @abstractmethod
+    def read(self, index: int, generator: np.random.Generator) -> Item:
+        """Read one item; every draw comes from `generator`."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, draw: Draw) -> Item | BadItem:
+        epoch, index = draw
+        try:
+            item = self.read(index, item_generator(self.seed, epoch, index, "read"))
+        except AudioError as error:
+            return BadItem(self.ids[index], error)
+        return {**item, "id": self.ids[index], "draw": draw}
+
+
+def collate(items: list[Item | BadItem]) -> dict[str, Any]:
+    """Stack the good items; bad ones are listed under `bad`, draws and ids stay lists."""
+    good = [item for item in items if not isinstance(item, BadItem)]
+    batch: dict[str, Any] = {"bad": [item for item in items if isinstance(item, BadItem)]}
+    if good:
+        batch |= {key: [item[key] for item in good] for key in ("id", "draw")}
+        batch |= default_collate([{k: v for k, v in item.items() if k not in ("id", "draw")} for item in good])
+    return batch
+
+
+class SpeechData(L.LightningDataModule, ABC):
+    """Loaders over named sets; subclasses say which sets there are and what is in them.
+
+    `augment` is applied to `wave` (batch, time) of training batches only, on the batch's device, each row with the
+    generator of its (seed, epoch, utterance). The position in the epoch is part of the state, so that a resumed run
+    goes on with the next batch. Raises InputError for unreadable audio unless `on_bad_audio` is `skip`.
+    """
+
+    val_sets: list[str]
+    test_sets: list[str]
+
+    def __init__(
+        self,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int,
+        on_bad_audio: Literal["raise", "skip"],
+        max_bad_audio: float,
+        seed: int = 0,
+        augment: Augment | None = None,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.seed, self.augment = seed, augment
+        self.on_bad_audio, self.max_bad_audio = on_bad_audio, max_bad_audio
+        self.skipped_ids: set[str] = set()
+        self.position = (0, 0)
+
+    @abstractmethod
+    def utterances(self, set_name: str) -> Utterances:
+        """Return the utterances of a set; called again for each use, so keep what is costly."""
+
+    @cached_property
+    def bad_audio(self) -> BadAudioPolicy:
+        """What to do about unreadable files, counted over all sets that are in use."""
+        return BadAudioPolicy(self.on_bad_audio, self.max_bad_audio, num_files=self.num_files)
+
+    @property
+    @abstractmethod
+    def num_files(self) -> int:
+        """Audio files in all sets that are in use; a cap given as a share refers to it."""
+
+    @abstractmethod
+    def context(self, set_name: str) -> dict[str, Any]:
+        """Return facts of a set that its metrics need beyond the rows (JSON types only)."""
+
+    @abstractmethod
+    def choose_test_sets(self, names: list[str]) -> None:
+        """Test on the named sets instead of the corpus' own test sets."""
+
+    def ids(self, set_name: str) -> list[str]:
+        """Return the ids of all utterances of a set."""
+        return self.utterances(set_name).ids
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches from the position onwards."""
+        dataset = self.utterances("train")
+        batches = TrainBatches(len(dataset), self.batch_size, self.seed, *self._process())
+        batches.resume_at(*self.position)
+        return self._loader(dataset, batches)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """Every utterance of the development sets once."""
+        return [self._eval_loader(name) for name in self.val_sets]
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """Every utterance of the test sets once."""
+        return [self._eval_loader(name) for name in self.test_sets]
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any] | None:
+        """Count the bad audio of a batch; a batch with nothing else in it becomes None, which is passed over."""
+        for bad in batch.pop("bad"):
+            if bad.id not in self.skipped_ids:
+                self.bad_audio.handle(bad.error)
+                self.skipped_ids.add(bad.id)
+        return batch if "id" in batch else None
+
+    def on_after_batch_transfer(self, batch: dict[str, Any] | None, dataloader_idx: int) -> dict[str, Any] | None:
+        """Augment training batches."""
+        if batch and self.augment is not None and self.trainer is not None and self.trainer.training:
+            generators = [item_generator(self.seed, epoch, item, "augment") for epoch, item in batch["draw"]]
+            batch["wave"] = self.augment(batch["wave"], generators)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position (epoch, batch) that comes next, and what it is only valid for."""
+        return {"epoch": self.position[0], "batch": self.position[1], **self._identity()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at a saved position; refused when batches would not be the same."""
+        for key, value in self._identity().items():
+            if state_dict[key] != value:
+                raise InputError(
+                    f"the checkpoint was written with {key} {state_dict[key]}, this run has {value}: "
+                    "resume with the same data, or start a run of another name"
+                )
+        self.position = (state_dict["epoch"], state_dict["batch"])
+
+    def _identity(self) -> dict[str, int]:
+        rank, world_size = self._process()
+        return {
+            "global batch size": self.batch_size * world_size,
+            "number of training items": len(self.utterances("train")),
+            "data seed": self.seed,
+        }
+
+    def _process(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _eval_loader(self, set_name: str) -> DataLoader:
+        dataset = self.utterances(set_name)
+        return self._loader(dataset, EvalBatches(len(dataset), self.eval_batch_size, *self._process()))
+
+    def _loader(self, dataset: Utterances, batches: TrainBatches | EvalBatches) -> DataLoader:
+        dataset.seed = self.seed
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(self.seed),  # its own: the loader must not move the global one
+        )

@@ -1,0 +1,116 @@
+"""Evaluation that is exact on any number of processes: gather rows by utterance id, sort, compute once in float64."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import torch.distributed as dist
+from lightning.pytorch.trainer.states import TrainerFn
+
+from audiolab.errors import InputError
+from audiolab.reporting.scores import write_scores, write_text
+from audiolab.tracking import log_evaluation
+from audiolab.training.data import SpeechData
+from audiolab.training.task import Task
+
+log = logging.getLogger(__name__)
+
+
+def join_rows(rows: list[dict[str, Any]], expected: list[str], set_name: str) -> pd.DataFrame:
+    """Put rows of all processes into one table sorted by id.
+
+    Raises InputError for an id with two different rows, a missing id or one that is not in the set.
+    """
+    by_id: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        known = by_id.setdefault(row["id"], row)
+        if known != row:
+            raise InputError(f"{set_name}: utterance {row['id']!r} was scored twice with different results: {known}, {row}")
+    missing = sorted(set(expected) - set(by_id))
+    if missing:
+        raise InputError(f"{set_name}: {len(missing)} of {len(expected)} utterances have no score, the first is {missing[0]!r}")
+    extra = sorted(set(by_id) - set(expected))
+    if extra:
+        raise InputError(f"{set_name}: {len(extra)} scores belong to no utterance of the set, the first is {extra[0]!r}")
+    return pd.DataFrame([by_id[name] for name in sorted(by_id)])
+
+
+def gather(values: list[Any]) -> list[Any]:
+    """Concatenate the lists of all processes, in rank order; every process gets the whole."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    everyone: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, values)
+    return [value for part in everyone for value in part]
+
+
+class Evaluation(L.Callback):
+    """Collects the rows of validation and test; logs metrics and, outside training, writes scores and plots.
+
+    `results[set]` holds the metrics of the last evaluation of each set, in float64.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.results: dict[str, dict[str, float]] = {}
+        self._rows: dict[int, list[dict[str, Any]]] = {}
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start with no rows."""
+        self._rows = {}
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the rows of a batch."""
+        self._rows.setdefault(dataloader_idx, []).extend(outputs)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Judge the development set(s)."""
+        self._finish(trainer, pl_module, trainer.datamodule.val_sets)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Judge the test set(s)."""
+        self._finish(trainer, pl_module, trainer.datamodule.test_sets)
+
+    def _finish(self, trainer: L.Trainer, task: Task, set_names: list[str]) -> None:
+        data: SpeechData = trainer.datamodule
+        for number, set_name in enumerate(set_names):
+            rows = gather(self._rows.get(number, []))
+            skipped = set(gather(sorted(data.skipped_ids)))
+            table = join_rows(rows, [name for name in data.ids(set_name) if name not in skipped], set_name)
+            table.attrs = {**data.context(set_name), "set": set_name, "skipped": len(skipped & set(data.ids(set_name)))}
+            metrics = task.metrics(table)
+            self.results[set_name] = metrics
+            for name, value in metrics.items():
+                if "/" not in name:
+                    task.log(f"{set_name}/{name}", value, rank_zero_only=False, sync_dist=False)
+            if trainer.is_global_zero and trainer.state.fn is not TrainerFn.FITTING:
+                self._write(trainer, task, set_name, table, metrics)
+
+    def _write(
+        self, trainer: L.Trainer, task: Task, set_name: str, table: pd.DataFrame, metrics: dict[str, float]
+    ) -> None:
+        write_scores(self.folder / "scores" / f"{set_name}.csv", table)
+        for suffix, text in task.score_files(table).items():
+            write_text(self.folder / "scores" / f"{set_name}.{suffix}", text)
+        figures = task.plots(table)
+        for name, figure in figures.items():
+            path = self.folder / "plots" / f"{set_name}_{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=150)
+        log_evaluation(trainer.loggers, set_name, table, metrics, figures)

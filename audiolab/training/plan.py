@@ -1,0 +1,80 @@
+"""What a run would cost, before it is started: parameters, memory, steps, hours, disk."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from rich.console import Console
+from rich.table import Table
+
+from audiolab.training.data import SpeechData
+from audiolab.training.task import Task
+
+TIMED_STEPS = 20
+
+
+class _Clock(L.Callback):
+    def __init__(self) -> None:
+        self.stamps_s: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.stamps_s.append(time.perf_counter())
+
+
+def print_plan(config: dict[str, Any], task: Task, data: SpeechData) -> None:
+    """Print parameters per optimiser group, steps, time from 20 timed steps, memory and disk; nothing is kept."""
+    groups = task.optimization.parameter_groups(task)
+    total = sum(p.numel() for p in task.model.parameters())
+    table = Table(title=f"plan: {config['task']} / {config['recipe']}", title_justify="left")
+    for column in ("parameters", "number", "learning rate"):
+        table.add_column(column, justify="left" if column == "parameters" else "right")
+    table.add_row("all", f"{total:,}", "")
+    table.add_row("trainable", f"{sum(p.numel() for g in groups for p in g['params']):,}", "")
+    for group in groups:
+        table.add_row(f"  group {group['name']}", f"{sum(p.numel() for p in group['params']):,}", f"{group['lr']:g}")
+    console = Console()
+    console.print(table)
+
+    clock = _Clock()
+    options = {**config["trainer"], "max_epochs": -1, "max_steps": TIMED_STEPS + 2, "limit_val_batches": 0}
+    trainer = L.Trainer(
+        **{**options, "accumulate_grad_batches": 1, "devices": 1, "strategy": "auto"},
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[clock, TQDMProgressBar()],
+    )
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    trainer.fit(task, data)
+    intervals_s = sorted(b - a for a, b in zip(clock.stamps_s[1:], clock.stamps_s[2:], strict=False))
+    step_s = intervals_s[len(intervals_s) // 2] if intervals_s else float("nan")
+    batches = len(data.train_dataloader())
+    epochs = config["trainer"]["max_epochs"]
+    accumulation = config["trainer"].get("accumulate_grad_batches", 1)
+    weights_mb = sum(p.numel() * p.element_size() for p in task.parameters()) / 2**20
+    trainable_mb = sum(p.numel() * p.element_size() for g in groups for p in g["params"]) / 2**20
+    checkpoint_mb = weights_mb + 2 * trainable_mb
+    facts = Table(show_header=False)
+    facts.add_row("batches an epoch, optimiser steps in all", f"{batches:,}, {-(-batches // accumulation) * epochs:,}")
+    facts.add_row(f"seconds a batch (median of {len(intervals_s)})", f"{step_s:.3f}")
+    facts.add_row("training, hours (without validation)", f"{step_s * batches * epochs / 3600:.2f}")
+    facts.add_row("weights + gradients + optimiser, MiB", f"{weights_mb + 3 * trainable_mb:,.0f}")
+    facts.add_row("peak memory, MiB", f"{_peak_mb():,.0f} ({'GPU' if torch.cuda.is_available() else 'process'})")
+    facts.add_row("disk for checkpoints (best, last, last three), MiB", f"{5 * checkpoint_mb:,.0f}")
+    console.print(facts)
+
+
+def _peak_mb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # KiB on Linux

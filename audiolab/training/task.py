@@ -1,0 +1,92 @@
+"""What every task is: a LightningModule that answers five questions; all else is shared."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import lightning as L
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from audiolab.training.optim import Optimization
+
+Batch = dict[str, Any]
+
+
+class Task(L.LightningModule, ABC):
+    """Base of the tasks. A task says what its loss is, what one utterance's row is, and what a table of rows means.
+
+    `headline` names the metrics that people quote, with their format: `{"eer": "EER {:.2f} %"}`.
+    """
+
+    headline: ClassVar[dict[str, str]]
+
+    def __init__(self, model: nn.Module, optimization: Optimization) -> None:
+        super().__init__()
+        self.model = model
+        self.optimization = optimization
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a batch and its named parts, for the log."""
+
+    @abstractmethod
+    def rows(self, batch: Batch) -> list[dict[str, Any]]:
+        """Return one row per utterance of a batch: `id`, the estimate, and what is needed to judge it."""
+
+    @classmethod
+    @abstractmethod
+    def metrics(cls, table: pd.DataFrame) -> dict[str, float]:
+        """Compute every metric from the rows of a whole set, sorted by id; facts of the set are in `table.attrs`.
+
+        A key of the form `group/member/metric` (`attack/A07/eer`) is a cell of the breakdown table `group`.
+        Needs neither model nor audio, so saved scores give the same numbers.
+        """
+
+    @classmethod
+    @abstractmethod
+    def plots(cls, table: pd.DataFrame) -> dict[str, Figure]:
+        """Draw the pictures of a whole set, by file name without suffix."""
+
+    @abstractmethod
+    def infer(self, waveform: Tensor, sample_rate: int) -> dict[str, Any]:
+        """Apply the model to one recording, (time,) at `sample_rate` Hz."""
+
+    @classmethod
+    def interpret(cls, found: dict[str, Any], dev: dict[str, float]) -> dict[str, Any]:
+        """Add to what `infer` found what the run's development metrics say about it."""
+        return found
+
+    @classmethod
+    def score_files(cls, table: pd.DataFrame) -> dict[str, str]:
+        """Return further score files in the field's own formats: file name suffix -> text."""
+        return {}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step: the loss and its parts, logged under `train/`."""
+        loss, parts = self.loss(batch)
+        size = len(batch["id"])
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
+        for name, value in parts.items():
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=size)
+        return loss
+
+    def validation_step(self, batch: Batch | None, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """Rows for the evaluation callback; an empty batch is one whose files could all not be read."""
+        return self.rows(batch) if batch else []
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build optimiser and schedule for the steps that Lightning expects."""
+        optimizer, schedule = self.optimization.build(self, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the rate of every parameter group."""
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            for group in optimizer.param_groups:
+                self.log(f"lr/{group['name']}", group["lr"], rank_zero_only=True)
