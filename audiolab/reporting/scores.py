@@ -33,6 +33,6 @@ def read_scores(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path} does not exist: give the scores/<set>.csv of a finished run")
     text = {"id": str, "speaker": str, "attack": str}
-    table = pd.read_csv(path, float_precision="round_trip", dtype=text, keep_default_na=False, na_values=["nan"])
+    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=["nan"])
     table.attrs = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     return table

@@ -1,0 +1,64 @@
+"""Imports point downward: verbs -> engine -> tasks -> library; no task imports another, the library imports no task."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "audiolab"
+LIBRARY = ("audio", "augment", "nn", "metrics", "text", "training", "reporting")
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in names if name.startswith("audiolab.")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_point_downward(path: Path):
+    parts = path.relative_to(PACKAGE).parts
+    for name in imported(path):
+        if parts[0] in LIBRARY:
+            assert name.split(".")[1] in (*LIBRARY, "errors", "tracking"), f"{path} imports {name}"
+        if parts[0] == "tasks" and len(parts) > 2:
+            assert not name.startswith("audiolab.engine"), f"{path} imports {name}"
+            if name.startswith("audiolab.tasks."):
+                assert name.split(".")[2] == parts[1], f"{path} imports another task: {name}"
+        if parts[0] in ("audio", "augment", "nn", "metrics", "text"):
+            assert name.split(".")[1] not in ("training", "reporting", "tracking"), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_random_draws_come_from_generators(path: Path):
+    source = path.read_text(encoding="utf-8")
+    found = re.findall(r"np\.random\.(?!default_rng|Generator|SeedSequence|PCG64|Philox)\w+", source)
+    found += re.findall(r"(?<![\w.])random\.(?:random|randint|choice|shuffle|seed|uniform)\(", source)
+    assert not found, f"{path} draws from a global generator: {found}"
+
+
+def test_help_and_composition_load_neither_torch_nor_lightning():
+    code = (
+        "import sys, audiolab.run as r; r.main(['--help']); r.main([]); "
+        "r.compose_job(['task=asvspoof'], 'x'); "
+        "print([m for m in ('torch', 'lightning', 'numpy', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_public_function_and_class_has_a_docstring_and_types():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path}: {node.name} has no docstring"

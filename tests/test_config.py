@@ -1,0 +1,124 @@
+"""Composition, and the sentence that answers each kind of slip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from audiolab import build, config, engine
+from audiolab.errors import InputError
+from audiolab.run import compose_job, main
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+EXPERIMENTS = config.choices("experiment", [CONF])
+MODELS = config.choices("model", [CONF])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["task=asvspof"], "did you mean asvspoof"),
+        (["task=asvspoof", "experiment=la_mini"], "did you mean asvspoof/la_mini"),
+        (["task=asvspoof", "data=asvspoof/lamini"], "did you mean asvspoof/la_mini"),
+        (["task=asvspoof", "model=sinc_small"], "did you mean asvspoof/sinc_small"),
+        (["task=asvspoof", "trainer=gpus"], "did you mean gpu"),
+        (["task=asvspoof", "logger=[csv,wandbb]"], "did you mean wandb"),
+        (["task=asvspoof", "data.rot=/x"], "did you mean data.root"),
+        (["task=asvspoof", "optimzer.lr=1"], "did you mean optimizer.lr"),
+        (["task=asvspoof", "trainer.max_epoch=3"], "did you mean trainer.max_epochs"),
+        (["task=asvspoof", "sed=1"], "did you mean seed"),
+        (["task=asvspoof", "data=asvspoof/la2019"], "give data.root="),
+        (["task=asvspoof", "seed=[1"], "quote it"),
+        (["task=asvspoof", "seed=1,2"], "add -m"),
+        (["task=asvspoof", "banana"], "key=value"),
+        (["tsk=asvspoof"], "did you mean task="),
+        (["seed=1"], "no task is chosen"),
+    ],
+)
+def test_a_slip_is_answered_with_the_nearest_valid_name(overrides: list[str], expected: str):
+    with pytest.raises(InputError) as error:
+        config.compose(overrides)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "+" not in str(error.value).replace(" + ", "")  # Hydra's advice to append is wrong for a typo
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["+model.wdth=3"], "model.wdth is not an option of"),
+        (["~data.root"], "data.root is missing"),
+        (["data.batch_size=many"], "data.batch_size='many' does not fit"),
+        (["data.asv_scores=maybe"], "data.asv_scores='maybe' does not fit"),
+        (["+trainer.devces=2"], "did you mean trainer.devices"),
+        (["loss._target_=audiolab.tasks.asvspoof.losses.Nothing"], "cannot be imported"),
+        (["seed=-1"], "whole number"),
+        (["+data.seed=3"], "set by audiolab itself"),
+    ],
+)
+def test_sections_are_checked_against_the_classes_they_build(overrides: list[str], expected: str):
+    with pytest.raises(InputError, match=expected.replace("(", r"\(")):
+        engine.check(compose_job(["task=asvspoof", *overrides], "x"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_recipe_composes_and_fits_its_classes(experiment: str):
+    overrides = [f"experiment={experiment}", "data.root=/corpus"]
+    engine.check(compose_job(overrides, "x"))
+    header = (CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
+    for word in ("# ", "machine", "command"):
+        assert word in header.lower()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_keyword_of_a_model_appears_in_its_yaml(model: str):
+    import inspect
+
+    composed = compose_job([f"task={model.split('/')[0]}", f"model={model}"], "x")
+    engine.check(composed)
+    parameters = inspect.signature(build.locate(composed["model"]["_target_"])).parameters
+    assert set(composed["model"]) - {"_target_"} == set(parameters)
+
+
+def test_an_experiment_picks_the_task_and_the_command_line_has_the_last_word():
+    composed = compose_job(["experiment=asvspoof/la_mini", "seed=7"], "x")
+    assert composed["task"] == "asvspoof"
+    assert composed["recipe"] == "la_mini"
+    assert composed["seed"] == 7
+    assert composed["data"]["root"].endswith("la_mini")
+
+
+def test_users_add_their_own_configs(tmp_path: Path):
+    (tmp_path / "data" / "asvspoof").mkdir(parents=True)
+    (tmp_path / "data" / "asvspoof" / "mine.yaml").write_text("defaults: [asvspoof/la2019@_here_]\nroot: /mine\n")
+    composed = compose_job(["task=asvspoof", "data=asvspoof/mine"], "x", str(tmp_path))
+    assert composed["data"]["root"] == "/mine"
+    with pytest.raises(InputError, match="not a folder"):
+        compose_job(["task=asvspoof"], "x", str(tmp_path / "nothing"))
+
+
+def test_without_arguments_the_tasks_are_listed(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    for task in config.choices("task", [CONF]):
+        assert f"task={task}" in shown
+
+
+@pytest.mark.parametrize(("argv", "expected"), [(["--hlp"], "did you mean --help"), (["--config-dir"], "needs a folder")])
+def test_wrong_flags(argv: list[str], expected: str):
+    with pytest.raises(InputError, match=expected):
+        main(["task=asvspoof", *argv])
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "a b", "-x", "a=b"])
+def test_a_name_that_cannot_be_a_folder_is_refused(name: str):
+    with pytest.raises(InputError, match="cannot name a folder|cannot be read"):
+        main(["task=asvspoof", f"name={name}"])
+
+
+def test_sweeps_expand_to_named_jobs():
+    jobs, swept = config.expand(["task=asvspoof", "model=asvspoof/a,asvspoof/b", "seed=range(2)"])
+    assert swept == ["model", "seed"]
+    names = [config.job_name(job, swept) for job in jobs]
+    assert names == ["model-asvspoof-a_seed-0", "model-asvspoof-a_seed-1", "model-asvspoof-b_seed-0", "model-asvspoof-b_seed-1"]
