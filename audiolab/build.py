@@ -21,7 +21,9 @@ def locate(target: str, where: str = "_target_") -> Any:
     try:
         return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{where}={target} cannot be imported ({error}): give the full dotted name of a class") from error
+        raise InputError(
+            f"{where}={target} cannot be imported ({error}): give the full dotted name of a class"
+        ) from error
 
 
 def check(section: Any, where: str, given: tuple[str, ...] = ()) -> None:
@@ -56,9 +58,8 @@ def check_signature(callable_: Any, options: Mapping[str, Any], where: str, give
             hint = f"did you mean {where}.{close[0]}?" if close else f"its options are {', '.join(named)}"
             raise InputError(f"{where}.{key} is not an option of {name}: {hint}")
         if key in parameters and not _fits(value, _annotation(callable_, key)):
-            raise InputError(
-                f"{where}.{key}={value!r} does not fit {name}: expected {parameters[key].annotation}, got {type(value).__name__}"
-            )
+            expected, got = parameters[key].annotation, type(value).__name__
+            raise InputError(f"{where}.{key}={value!r} does not fit {name}: expected {expected}, got {got}")
     required = [n for n in named if parameters[n].default is inspect.Parameter.empty]
     missing = [n for n in required if n not in options and n not in given]
     if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +12,10 @@ from audiolab.errors import InputError
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Call a verb's main with the command line and exit with its code."""
+    console = logging.StreamHandler()  # our warnings are for the user; a run's log file has everything
+    console.setLevel(logging.WARNING)
+    console.setFormatter(logging.Formatter("audiolab: %(message)s"))
+    logging.getLogger("audiolab").addHandler(console)
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

@@ -111,12 +111,16 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> dict[str
     if config_dir is not None:
         folders.append(Path(config_dir).resolve())
         if not folders[-1].is_dir():
-            raise InputError(f"--config-dir {config_dir} is not a folder: give the one that holds your task/, model/ ...")
+            raise InputError(
+                f"--config-dir {config_dir} is not a folder: give the one that holds your task/, model/ ..."
+            )
     parsed = parse(overrides)
     if not {"task", "experiment"} & {override.key_or_group for override in parsed}:
         close = [o.key_or_group for o in parsed if nearest(o.key_or_group, ("task", "experiment"))]
         hint = f"did you mean {nearest(close[0], ('task', 'experiment'))[0]}= instead of {close[0]}=?" if close else ""
-        raise InputError(f"no task is chosen; {hint or 'give task= with one of ' + ', '.join(choices('task', folders))}")
+        raise InputError(
+            f"no task is chosen; {hint or 'give task= with one of ' + ', '.join(choices('task', folders))}"
+        )
     for override in parsed:
         if override.is_sweep_override():
             raise InputError(f"{override.input_line} lists several values: add -m to run them all as a sweep")
@@ -150,7 +154,9 @@ def _check_choice(override: Override, folders: Sequence[Path]) -> None:
             raise InputError(f"{group}={name}: no {group} has this name; {hint}")
 
 
-def _explained(error: Exception, parsed: Sequence[Override], texts: Sequence[str], folders: Sequence[Path]) -> InputError:
+def _explained(
+    error: Exception, parsed: Sequence[Override], texts: Sequence[str], folders: Sequence[Path]
+) -> InputError:
     """Say which option is wrong: try the overrides without each one in turn, and look its key up in the rest."""
     for number, override in enumerate(parsed):
         rest = [text for i, text in enumerate(texts) if i != number]
@@ -165,7 +171,9 @@ def _explained(error: Exception, parsed: Sequence[Override], texts: Sequence[str
         close = nearest(key, known)
         section = key.rpartition(".")[0]
         inside = [name for name in known if name.rpartition(".")[0] == section]
-        hint = f"did you mean {' or '.join(close)}?" if close else f"{section or 'the top level'} has {', '.join(inside)}"
+        hint = (
+            f"did you mean {' or '.join(close)}?" if close else f"{section or 'the top level'} has {', '.join(inside)}"
+        )
         if section and not inside and not close:
             hint = f"the sections are {', '.join(name for name in known if '.' not in name)}"
         return InputError(f"{key} is not an option of this run; {hint}")

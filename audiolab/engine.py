@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from rich.console import Console
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from audiolab import build as builder
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
-from audiolab.reporting.tables import breakdown_tables, headline_lines, results_table
+from audiolab.reporting.scores import write_text
+from audiolab.reporting.tables import breakdown_tables, console, headline_lines, results_table
+from audiolab.tracking import close_loggers
 from audiolab.training.checkpoints import load_weights, read_checkpoint
 from audiolab.training.data import SpeechData
 from audiolab.training.evaluation import Evaluation
@@ -60,7 +61,7 @@ def prepare(config: dict[str, Any]) -> SpeechData:
 
 def build_data(config: dict[str, Any]) -> SpeechData:
     """Build the DataModule of a config, with its augmentation."""
-    return builder.build(config["data"], seed=config["seed"], augment=builder.build(config["augment"]))
+    return builder.build(config["data"], seed=config["seed"], augment=builder.build(config["augment"]) or None)
 
 
 def build_task(config: dict[str, Any]) -> Task:
@@ -98,30 +99,34 @@ def build_trainer(config: dict[str, Any], folder: Path, run: RunFolder | None, *
 def train(folder: str) -> dict[str, dict[str, float]]:
     """Train a run from where it stands, then evaluate its best checkpoint on development and test sets."""
     run = RunFolder.open(folder)
-    config = run.config
     with log_to(run.path / "run.log"):
-        data, task = build_data(config), build_task(config)
-        trainer = build_trainer(config, run.path, run, training=True)
-        checkpoint = run.latest_checkpoint
-        if checkpoint is not None and trainer.is_global_zero:
-            print(f"going on from {checkpoint}")
+        data, task = build_data(run.config), build_task(run.config)
+        trainer = build_trainer(run.config, run.path, run, training=True)
+        finished = False
         try:
-            trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
-        except (KeyboardInterrupt, SystemExit):
-            if trainer.is_global_zero:
-                print(f"\nstopped; to go on: python -m audiolab.resume {run.path}")
-            raise KeyboardInterrupt from None
-        if trainer.interrupted:
-            print(f"\nstopped; to go on: python -m audiolab.resume {run.path}")
-            raise KeyboardInterrupt
-        load_weights(task, run.best_checkpoint)
-        results = evaluate(trainer, task, data)
+            _fit(trainer, task, data, run)
+            load_weights(task, run.best_checkpoint)
+            results = evaluate(trainer, task, data)
+            finished = True
+        finally:
+            close_loggers(trainer.loggers, finished=finished)
         if trainer.is_global_zero:
             data.bad_audio.write_list(run.path / "bad_audio.csv")
             run.finish(results)
-        for logger in trainer.loggers:
-            logger.finalize("success")
     return results
+
+
+def _fit(trainer: L.Trainer, task: Task, data: SpeechData, run: RunFolder) -> None:
+    """Train from the latest checkpoint; an interrupt says how to go on."""
+    checkpoint = run.latest_checkpoint
+    if checkpoint is not None and trainer.is_global_zero:
+        print(f"going on from {checkpoint}")
+    try:
+        trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        if trainer.is_global_zero:
+            print(f"\nstopped; to go on: python -m audiolab.resume {run.path}")
+        raise KeyboardInterrupt from None
 
 
 def evaluate(trainer: L.Trainer, task: Task, data: SpeechData) -> dict[str, dict[str, float]]:
@@ -131,6 +136,11 @@ def evaluate(trainer: L.Trainer, task: Task, data: SpeechData) -> dict[str, dict
     if data.test_sets:
         trainer.test(task, data, verbose=False)
     return evaluation_of(trainer).results
+
+
+def write_results(folder: Path, results: dict[str, dict[str, float]]) -> None:
+    """Write metrics.json of an evaluation outside a run."""
+    write_text(folder / "metrics.json", json.dumps(results, indent=1))
 
 
 def evaluation_of(trainer: L.Trainer) -> Evaluation:
@@ -156,15 +166,19 @@ def report(run: RunFolder) -> None:
     results = run.results
     if results is None:
         return
-    console = Console()
+    terminal = console()
     headline = builder.locate(run.config["module"]["_target_"]).headline
     for set_name, metrics in results.items():
-        for table in breakdown_tables(set_name, metrics):
-            console.print(table)
-    console.print(results_table(results, headline, f"{run.config['task']}: {run.path}"))
+        for table in breakdown_tables(set_name, metrics, headline):
+            terminal.print(table)
+    terminal.print(results_table(results, headline, f"{run.config['task']}: {run.path}"))
     plots = sorted((run.path / "plots").glob("*.png"))
-    console.print(f"scores  {run.path / 'scores'}\nplots   {', '.join(str(path) for path in plots)}", highlight=False, soft_wrap=True)
-    console.print(
+    terminal.print(
+        f"scores  {run.path / 'scores'}\nplots   {', '.join(str(path) for path in plots)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    terminal.print(
         "next    "
         f"python -m audiolab.predict {run.path} my.wav          score your own audio\n"
         f"        python -m audiolab.test {run.path} data=<set> data.root=<folder>\n"
@@ -175,7 +189,7 @@ def report(run: RunFolder) -> None:
 
 
 def print_headline(results: dict[str, dict[str, float]], task: type[Task]) -> None:
-    """Print the headline metrics as plain lines, one a line, each set under its name."""
+    """Print the headline metrics as plain lines, one a line, under the set's name where there are several."""
     for set_name, metrics in results.items():
         if len(results) > 1:
             print(f"{set_name}:")
@@ -193,14 +207,18 @@ class log_to:  # noqa: N801 - reads as a verb where it is used
 
     def __enter__(self) -> None:
         logging.captureWarnings(True)
-        warnings.simplefilter("default")
         for logger in self.loggers:
             logger.setLevel(logging.INFO)
             logger.addHandler(self.handler)
+        for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+            # Lightning's console handlers repeat every line under Hydra and bury ours
+            for handler in [h for h in logging.getLogger(name).handlers if h is not self.handler]:
+                logging.getLogger(name).removeHandler(handler)
 
     def __exit__(self, *exception: object) -> None:
         if exception[1] is not None:
-            logging.getLogger("audiolab").error("stopped", exc_info=exception)  # type: ignore[arg-type]
+            facts = {"name": "audiolab", "levelname": "ERROR", "msg": "stopped", "exc_info": exception}
+            self.handler.handle(logging.makeLogRecord(facts))  # to the file only: the terminal gets it anyway
         for logger in self.loggers:
             logger.removeHandler(self.handler)
         self.handler.close()
@@ -210,11 +228,6 @@ class log_to:  # noqa: N801 - reads as a verb where it is used
 def _callbacks(config: dict[str, Any], run: RunFolder) -> list[L.Callback]:
     callbacks = []
     for section in (config["callbacks"] or {}).values():
-        is_checkpoint = section["_target_"].endswith(".ModelCheckpoint")
+        is_checkpoint = issubclass(builder.locate(section["_target_"]), ModelCheckpoint)
         callbacks.append(builder.build(section, **({"dirpath": run.path / "checkpoints"} if is_checkpoint else {})))
     return callbacks
-
-
-def devices() -> str:
-    """Return the machine in words."""
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"

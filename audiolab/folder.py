@@ -22,7 +22,7 @@ _NOT_SAVED = ("plan", "outputs")  # options of the command, not of the run
 
 
 class RunFolder:
-    """`config.yaml`, `command.txt`, `code.json`, `run.log`, `checkpoints/`, `scores/`, `plots/`, `metrics.csv`, `metrics.json`.
+    """`config.yaml`, `command.txt`, `code.json`, `run.log`, `checkpoints/`, `scores/`, `plots/`, `metrics.{csv,json}`.
 
     `config.yaml` is the only configuration ever read again; `metrics.json` is written last: it means finished.
     """
@@ -38,7 +38,7 @@ class RunFolder:
         """
         path = Path(path)
         if not (path / "config.yaml").is_file():
-            base = path if path.is_dir() else next((p for p in path.parents if p.is_dir()), Path("."))
+            base = path if path.is_dir() else next((p for p in path.parents if p.is_dir()), Path())
             near = sorted(p.parent.as_posix() for p in base.glob("*/config.yaml"))[:3]
             what = "is not a run folder: it has no config.yaml" if path.is_dir() else "does not exist"
             hint = f"; run folders nearby: {', '.join(near)}" if near else "; run folders are outputs/<task>/<name>"
@@ -46,9 +46,13 @@ class RunFolder:
         try:
             config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
         except Exception as error:
-            raise InputError(f"{path / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}): is it a run folder of audiolab?") from error
+            raise InputError(
+                f"{path / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}): is it a run folder of audiolab?"
+            ) from error
         if not isinstance(config, dict) or not {"task", "module", "model", "data"} <= set(config):
-            raise InputError(f"{path / 'config.yaml'} is not the configuration of an audiolab run: give a folder made by audiolab.run")
+            raise InputError(
+                f"{path / 'config.yaml'} is not the configuration of a run: give a folder made by audiolab.run"
+            )
         return cls(path, config)
 
     @classmethod
@@ -74,7 +78,9 @@ class RunFolder:
             write_text(path / "code.json", json.dumps(code_facts(), indent=1))
             write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)))
         except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder with outputs=") from error
+            raise InputError(
+                f"{path} cannot be written ({error.strerror}): choose another folder with outputs="
+            ) from error
         return cls(path, saved)
 
     @property
@@ -96,7 +102,9 @@ class RunFolder:
         for name in ("best.ckpt", "last.ckpt"):
             if (self.path / "checkpoints" / name).is_file():
                 return self.path / "checkpoints" / name
-        raise InputError(f"{self.path} has no checkpoint yet: finish its training with python -m audiolab.resume {self.path}")
+        raise InputError(
+            f"{self.path} has no checkpoint yet: finish its training with python -m audiolab.resume {self.path}"
+        )
 
     @property
     def latest_checkpoint(self) -> Path | None:

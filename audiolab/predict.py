@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("inputs", nargs="+", help="audio files, or folders that are searched for them")
     parser.add_argument("-o", "--out", help="folder for predictions.csv (default: <run>/predictions)")
     arguments = parser.parse_args(argv)
-    results, errors = predict(arguments.run, arguments.inputs, out=arguments.out)
+    _, errors = predict(arguments.run, arguments.inputs, out=arguments.out)
     for error in errors:
         print(f"audiolab: {error}", file=sys.stderr)
     return 1 if errors else 0
@@ -31,14 +31,13 @@ def predict(
     run_folder: str, inputs: Sequence[str | Path], *, out: str | Path | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Apply a run's best weights to audio files; returns one dict a file, and the sentences about unreadable ones."""
+    import torch
     from rich.progress import track
 
     from audiolab import engine
     from audiolab.audio.io import AudioError, read_audio
     from audiolab.folder import RunFolder
     from audiolab.reporting.scores import write_text
-
-    import torch
 
     files = find_audio(inputs)
     run = RunFolder.open(run_folder)
@@ -89,7 +88,10 @@ def find_audio(inputs: Iterable[str | Path]) -> list[Path]:
         else:
             raise InputError(f"{given} does not exist: give audio files or folders with audio files")
     if not files:
-        raise InputError(f"no audio files in {', '.join(map(str, inputs))}: folders are searched for {', '.join(sorted(suffixes)[:6])} ...")
+        raise InputError(
+            f"no audio files in {', '.join(map(str, inputs))}: folders are searched for .wav, .flac, .mp3, .ogg "
+            "and what else libsndfile reads"
+        )
     return list(dict.fromkeys(files))
 
 

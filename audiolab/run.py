@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -90,7 +89,10 @@ def _print_overview(full: bool) -> None:
         print("recipes:")
         for name in experiments:
             print(f"  experiment={name:<24} {conf.describe('experiment', name)}")
-    print("\n" + USAGE if full else "\nTry: python -m audiolab.run task=asvspoof      (all options: --help)", end="" if full else "\n")
+    print(
+        "\n" + USAGE if full else "\nTry: python -m audiolab.run task=asvspoof      (all options: --help)",
+        end="" if full else "\n",
+    )
 
 
 if __name__ == "__main__":

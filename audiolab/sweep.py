@@ -10,14 +10,13 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from rich.console import Console
 
 from audiolab import config as conf
 from audiolab.build import locate
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
 from audiolab.launch import launch
-from audiolab.reporting.tables import sweep_table
+from audiolab.reporting.tables import console, sweep_table
 from audiolab.run import compose_job
 
 
@@ -33,7 +32,7 @@ def run_sweep(overrides: Sequence[str], swept: Sequence[str], name: str, config_
         raise InputError("two jobs of this sweep would share a folder: their swept values differ only in punctuation")
 
     def job(_: Any) -> str | None:
-        config = _job_config(list(HydraConfig.get().overrides.task), swept, name, config_dir)
+        config = configs[HydraConfig.get().job.num]
         print(f"\n== {config['name']}", flush=True)
         try:
             launch(config)
@@ -47,7 +46,10 @@ def run_sweep(overrides: Sequence[str], swept: Sequence[str], name: str, config_
         return None
 
     sweep_folder = folders[0].parent
-    own = [f"hydra.sweep.dir={sweep_folder}", f"hydra.searchpath=[file://{Path(config_dir).resolve()}]" if config_dir else ""]
+    own = [
+        f"hydra.sweep.dir={sweep_folder}",
+        f"hydra.searchpath=[file://{Path(config_dir).resolve()}]" if config_dir else "",
+    ]
     sys.argv = [sys.argv[0], "-m", *(text for text in overrides if not text.startswith("name=")), *filter(None, own)]
     hydra.main(version_base="1.3", config_path=str(conf.config_folder()), config_name="run")(job)()
     if configs[0]["plan"]:
@@ -73,7 +75,7 @@ def _summary(
         options = conf.job_options(job, swept)
         states.append({"options": options, "state": "finished" if results else "failed", "metrics": results or {}})
     headline = locate(configs[0]["module"]["_target_"]).headline
-    Console().print(sweep_table(states, swept, headline, f"sweep {configs[0]['task']}/{name}"))
+    console().print(sweep_table(states, swept, headline, f"sweep {configs[0]['task']}/{name}"))
     failed = [str(folder) for folder, state in zip(folders, states, strict=True) if state["state"] == "failed"]
     if "wandb" in (configs[0]["logger"] or {}):
         from audiolab.tracking import log_sweep

@@ -1,4 +1,4 @@
-"""Evaluate a trained run, on its own sets or others: python -m audiolab.test outputs/<task>/<name> data=<set> data.root=<folder>"""
+"""Evaluate a trained run: python -m audiolab.test outputs/<task>/<name> data=<corpus> data.root=<folder>"""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m audiolab.test", description=__doc__)
     parser.add_argument("run", help="the run folder")
     parser.add_argument("overrides", nargs="*", help="data=<group> data.<option>=<value> trainer.<option>=<value>")
-    parser.add_argument("--set", dest="sets", action="append", help="the set to evaluate (default: the data's test sets)")
+    parser.add_argument(
+        "--set", dest="sets", action="append", help="the set to evaluate (default: the data's test sets)"
+    )
     parser.add_argument("-o", "--out", help="folder for scores and plots (default: <run>/tests/<data>)")
     arguments = parser.parse_args(argv)
     test(arguments.run, arguments.overrides, sets=arguments.sets, out=arguments.out)
@@ -33,11 +35,9 @@ def test(
     """
     from pathlib import Path
 
-    from rich.console import Console
-
     from audiolab import engine
     from audiolab.folder import RunFolder
-    from audiolab.reporting.tables import breakdown_tables
+    from audiolab.reporting.tables import breakdown_tables, console
     from audiolab.training.data import SpeechData
 
     run = RunFolder.open(run_folder)
@@ -54,10 +54,10 @@ def test(
     trainer = engine.build_trainer(config, folder, run, training=False)
     trainer.test(task, data, verbose=False)
     results = engine.evaluation_of(trainer).results
-    console = Console()
+    terminal = console()
     for set_name, metrics in results.items():
-        for table in breakdown_tables(set_name, metrics):
-            console.print(table)
+        for table in breakdown_tables(set_name, metrics, task.headline):
+            terminal.print(table)
     engine.write_results(folder, results)
     engine.print_headline(results, type(task))
     print(f"scores and plots: {folder}")
@@ -88,7 +88,10 @@ def test_config(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, A
             continue
         if key not in known:
             close = conf.nearest(key, known)
-            raise InputError(f"{key} is not an option of this run; " + (f"did you mean {close[0]}?" if close else f"see {key.split('.')[0]}: in its config.yaml"))
+            raise InputError(
+                f"{key} is not an option of this run; "
+                + (f"did you mean {close[0]}?" if close else f"see {key.split('.')[0]}: in its config.yaml")
+            )
         OmegaConf.update(plain, key, override.value())
     from audiolab import build
 

@@ -7,7 +7,6 @@ import hashlib
 import os
 from argparse import Namespace
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
 from audiolab.errors import InputError
+from audiolab.folder import RunFolder
 
 
 class MetricsCsv(Logger):
@@ -24,9 +24,9 @@ class MetricsCsv(Logger):
     Lightning's own CSV logger empties the file when a run is resumed.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, run: RunFolder) -> None:
         super().__init__()
-        self.path = Path(folder) / "metrics.csv"
+        self.path = run.path / "metrics.csv"
         self._rows: list[dict[str, Any]] = []
         if self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
@@ -75,17 +75,16 @@ class MetricsCsv(Logger):
             self.save()
 
 
-def tensorboard(folder: str) -> TensorBoardLogger:
+def tensorboard(run: RunFolder) -> TensorBoardLogger:
     """Log to `tensorboard/` of the run folder."""
     try:
-        return TensorBoardLogger(folder, name="tensorboard", version="")
+        return TensorBoardLogger(run.path, name="tensorboard", version="")
     except ModuleNotFoundError as error:
         raise InputError("logger=tensorboard needs TensorBoard: install audiolab[tensorboard]") from error
 
 
 def wandb(
-    folder: str,
-    config: dict[str, Any],
+    run: RunFolder,
     project: str,
     entity: str | None,
     mode: str,
@@ -102,16 +101,17 @@ def wandb(
         raise InputError("logger=wandb needs the W&B client: install audiolab[wandb]") from error
     if mode not in ("offline", "online", "disabled"):
         raise InputError(f"logger.wandb.mode={mode} is unknown: offline, online or disabled")
-    data = Path(folder) / "wandb" / "data"  # else media of tables is staged in the home folder
+    config = run.config
+    data = run.path / "wandb" / "data"  # else media of tables is staged in the home folder
     data.mkdir(parents=True, exist_ok=True)
     os.environ["WANDB_DATA_DIR"] = str(data)
     sweep = config.get("sweep")
     return WandbLogger(
-        save_dir=folder,
+        save_dir=run.path,
         project=project,
         entity=entity,
         offline=mode == "offline",
-        id=hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:12],
+        id=hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:12],
         resume="allow",
         group="/".join([config["task"], config["recipe"], sweep or config["name"]]),
         name=config["name"].removeprefix(f"{sweep}/") if sweep else config["name"],
@@ -120,6 +120,14 @@ def wandb(
         config=config,
         settings=client.Settings(mode=mode, x_disable_stats=False, silent=True),
     )
+
+
+def close_loggers(loggers: list[Logger], *, finished: bool) -> None:
+    """Write what the loggers still hold and end their runs, so that the next job of a sweep starts its own."""
+    for logger in loggers:
+        logger.finalize("success" if finished else "failed")
+        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+            logger.experiment.finish(exit_code=0 if finished else 1)
 
 
 def log_evaluation(

@@ -108,7 +108,9 @@ def test_wrong_root(tmp_path: Path):
 def test_protocol_that_names_a_missing_file(tiny_la: Path):
     victim = next((tiny_la / "LA/ASVspoof2019_LA_dev/flac").iterdir())
     victim.unlink()
-    with pytest.raises(InputError, match=rf"dev.trl.txt names 1 of 16 files that are not there, the first is .*{victim.name}"):
+    with pytest.raises(
+        InputError, match=rf"dev.trl.txt names 1 of 16 files that are not there, the first is .*{victim.name}"
+    ):
         corpus(tiny_la).setup("fit")
     data = corpus(tiny_la, on_bad_audio="skip")
     data.setup("fit")
@@ -120,7 +122,9 @@ def test_duplicate_trial(tiny_la: Path):
     path = tiny_la / f"{CM}train.trn.txt"
     first = path.read_text().splitlines()[0]
     path.write_text(path.read_text() + first + "\n")
-    with pytest.raises(InputError, match=rf"train.trn.txt, line 25: trial {first.split()[1]} is listed before, in line 1"):
+    with pytest.raises(
+        InputError, match=rf"train.trn.txt, line 25: trial {first.split()[1]} is listed before, in line 1"
+    ):
         corpus(tiny_la).setup("fit")
 
 
@@ -157,7 +161,9 @@ def test_set_with_one_class(tiny_la: Path):
 
 def test_tdcf_without_asv_scores(tiny_la: Path):
     (tiny_la / ASV).unlink()
-    with pytest.raises(InputError, match=r"t-DCF needs ASV scores and .*eval.gi.trl.scores.txt does not exist.*asv_scores=none"):
+    with pytest.raises(
+        InputError, match=r"t-DCF needs ASV scores and .*eval.gi.trl.scores.txt does not exist.*asv_scores=none"
+    ):
         corpus(tiny_la, asv_scores="require").setup("fit")
     data = corpus(tiny_la)
     data.setup("fit")
@@ -171,7 +177,9 @@ def test_asv_scores_of_another_set(tiny_la: Path):
         corpus(tiny_la).setup("fit")
 
 
-@pytest.mark.parametrize(("old", "new", "expected"), [(" target ", " genuine ", "column 2"), ("target ", "target nan", "column 3")])
+@pytest.mark.parametrize(
+    ("old", "new", "expected"), [(" target ", " genuine ", "column 2"), ("target ", "target nan", "column 3")]
+)
 def test_malformed_asv_scores(tiny_la: Path, old: str, new: str, expected: str):
     edit(tiny_la / ASV, old, new)
     with pytest.raises(InputError, match=f"line 1, {expected}"):

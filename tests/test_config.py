@@ -105,7 +105,9 @@ def test_without_arguments_the_tasks_are_listed(capsys: pytest.CaptureFixture[st
         assert f"task={task}" in shown
 
 
-@pytest.mark.parametrize(("argv", "expected"), [(["--hlp"], "did you mean --help"), (["--config-dir"], "needs a folder")])
+@pytest.mark.parametrize(
+    ("argv", "expected"), [(["--hlp"], "did you mean --help"), (["--config-dir"], "needs a folder")]
+)
 def test_wrong_flags(argv: list[str], expected: str):
     with pytest.raises(InputError, match=expected):
         main(["task=asvspoof", *argv])
@@ -121,4 +123,9 @@ def test_sweeps_expand_to_named_jobs():
     jobs, swept = config.expand(["task=asvspoof", "model=asvspoof/a,asvspoof/b", "seed=range(2)"])
     assert swept == ["model", "seed"]
     names = [config.job_name(job, swept) for job in jobs]
-    assert names == ["model-asvspoof-a_seed-0", "model-asvspoof-a_seed-1", "model-asvspoof-b_seed-0", "model-asvspoof-b_seed-1"]
+    assert names == [
+        "model-asvspoof-a_seed-0",
+        "model-asvspoof-a_seed-1",
+        "model-asvspoof-b_seed-0",
+        "model-asvspoof-b_seed-1",
+    ]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from audiolab.errors import InputError
-from audiolab.metrics.bootstrap import _eer_of_copies, eer_interval
+from audiolab.metrics.bootstrap import _resampled_eer, eer_interval
 from audiolab.metrics.calibration import Calibration, fit_calibration
 from audiolab.metrics.spoofing import (
     ADCF_PAPER_COSTS,
@@ -272,12 +272,19 @@ def naive_det(bonafide, spoof):
 
 
 @pytest.mark.parametrize(("num_bonafide", "num_spoof"), [(30, 5), (5, 30), (12, 12)])
-def test_det_follows_its_definition_with_many_ties(num_bonafide, num_spoof):
+def test_det_and_its_minima_follow_their_definition_with_many_ties(num_bonafide, num_spoof):
     generator = np.random.default_rng(num_bonafide)
     for _ in range(20):
         bonafide, spoof = generator.integers(0, 6, num_bonafide), generator.integers(0, 6, num_spoof)
         for ours, reference in zip(compute_det(bonafide, spoof), naive_det(bonafide, spoof), strict=True):
             assert ours.tolist() == reference
+        miss, false_alarm, thresholds = map(np.array, naive_det(bonafide, spoof))
+        point = np.argmin(np.abs(miss - false_alarm))
+        assert compute_eer(bonafide, spoof) == ((miss[point] + false_alarm[point]) / 2, thresholds[point])
+        cost = tdcf_weights(ASV, "2021")
+        tdcf = (cost.c0 + cost.c1 * miss + cost.c2 * false_alarm) / (cost.c0 + min(cost.c1, cost.c2))
+        point = np.argmin(tdcf)
+        assert min_tdcf(bonafide, spoof, ASV, version="2021") == (tdcf[point], thresholds[point])
         negated = compute_eer(-bonafide, -spoof)[0]
         assert evaluate(bonafide, spoof).eer_negated in (None, negated)
         shifted = compute_eer(bonafide + 1e-7, spoof)[0]
@@ -429,6 +436,8 @@ def test_tables_name_the_trial_that_is_wrong():
         asv_table(score, ["target", "imposter", "spoof", "spoof"], attack)
     with pytest.raises(InputError, match="no spoof scores"):
         attack_table(score, np.ones(4), attack)
+    with pytest.raises(InputError, match=r"none of the table's cells.*\('A07', 'Pooled'\)"):
+        attack_table(score, genuine, attack, asv={"A07": ASV, "A08": ASV})
 
 
 # --- intervals and calibration ---------------------------------------------------------------------------------------
@@ -442,7 +451,7 @@ def test_resampled_eer_equals_the_eer_of_the_copied_trials():
         copies = generator.integers(0, 4, 40)
         repeated, labels = np.repeat(score, copies), np.repeat(genuine, copies)
         order = np.lexsort((~genuine, score))
-        ours = _eer_of_copies(np.cumsum((copies * genuine)[order]), np.cumsum(copies[order]))
+        ours = _resampled_eer((2 * np.arange(40) + genuine)[order], copies)
         assert ours == pytest.approx(compute_eer(repeated[labels], repeated[~labels])[0], **EXACT)
 
 
@@ -486,7 +495,10 @@ def test_interval_redraws_resamples_that_lack_a_class():
     [
         ({"is_bonafide": [1, 1, 1, 1]}, "one class"),
         ({"speakers": ["a"] * 4}, "one speaker"),
-        ({"speakers": ["a"] * 3}, "pass one of each"),
+        ({"speakers": ["a"] * 3}, "pass one a trial"),
+        ({"is_bonafide": [1, 0, 1]}, "pass one label a trial"),
+        ({"is_bonafide": ["bonafide", "bonafide", "spoof", "spoof"]}, "1 for bona fide"),
+        ({"is_bonafide": [1, 1, 2, 2]}, "1 for bona fide"),
         ({"num_resamples": 10}, "num_resamples is 10"),
         ({"level": 95.0}, "level 95"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,7 +48,7 @@ def test_resuming_in_an_epoch_gives_the_rest_and_then_whole_epochs():
     expected = list(whole)
     resumed = TrainBatches(40, 4, seed=1)
     resumed.resume_at(3, 6)
-    resumed.set_epoch(3)  # as Lightning does at the epoch's start
+    resumed.set_epoch(3)  # as the Position callback does at the epoch's start
     assert len(resumed) == 10  # a whole epoch: Lightning counts batches against it
     assert list(resumed) == expected[6:]
     resumed.set_epoch(4)
@@ -88,14 +90,16 @@ def test_the_schedule_warms_up_and_decays_to_the_floor_of_each_group():
     assert rates[10]["rest"] == pytest.approx(1e-3)
     assert rates[100]["rest"] == pytest.approx(1e-4)
     assert rates[10]["encoder"] == rates[100]["encoder"] == pytest.approx(1e-5)  # already below the floor: kept
-    assert all(later["rest"] <= earlier["rest"] for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later["rest"] <= earlier["rest"] for earlier, later in itertools.pairwise(rates[10:]))
     assert cosine_factor(55, 100, 10, 0.1, 0.1) == pytest.approx(0.55)
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group():
     model = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2), "frozen": nn.Linear(2, 2)})
     model["frozen"].requires_grad_(False)
-    recipe = Optimization(1e-3, 0.0, (0.9, 0.999), 0.0, 1.0, 0.0, {"a": {"prefix": "encoder"}, "b": {"prefix": ["enc", "head"]}})
+    recipe = Optimization(
+        1e-3, 0.0, (0.9, 0.999), 0.0, 1.0, 0.0, {"a": {"prefix": "encoder"}, "b": {"prefix": ["enc", "head"]}}
+    )
     groups = recipe.parameter_groups(model)
     assert [len(group["params"]) for group in groups] == [2, 2]
     with pytest.raises(InputError, match="matches no trainable parameter.*encoder, head"):

@@ -8,7 +8,7 @@ from audiolab.errors import InputError
 
 
 def fixed_length(waveform: np.ndarray, num_samples: int, generator: np.random.Generator | None = None) -> np.ndarray:
-    """Return exactly `num_samples` of a waveform (time,): a window at a drawn start, or the first; a short one is repeated.
+    """Return `num_samples` of a waveform (time,): a window at a drawn start, or the first; a short one is repeated.
 
     >>> fixed_length(np.array([1.0, 2.0, 3.0]), 5).tolist()
     [1.0, 2.0, 3.0, 1.0, 2.0]

@@ -1,0 +1,1 @@
+"""Augmentations: drawing parameters is separate from applying them."""

@@ -6,9 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from audiolab.tracking import breakdowns
+
+
+def console() -> Console:
+    """Return the terminal to print tables on; a file or a pipe gets lines wide enough for them."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=max(terminal.width, 140))
 
 
 def headline_lines(metrics: Mapping[str, float], headline: Mapping[str, str]) -> list[str]:
@@ -21,35 +28,36 @@ def headline_lines(metrics: Mapping[str, float], headline: Mapping[str, str]) ->
 
 
 def results_table(results: Mapping[str, Mapping[str, float]], headline: Mapping[str, str], title: str) -> Table:
-    """Return one column a set, one line a headline metric."""
+    """Return one column a set, one line a headline metric; an interval stands in brackets beside its value."""
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for set_name in results:
         table.add_column(set_name, justify="right")
     for name, form in headline.items():
         if any(name in metrics for metrics in results.values()):
-            label, _, number = form.partition("{")
-            unit = number.partition("}")[2].strip()
-            cells = [_cell(metrics.get(name), "{" + number.partition("}")[0] + "}") for metrics in results.values()]
-            table.add_row(label.strip() + (f" ({unit})" if unit else ""), *cells)
+            table.add_row(_label(form), *(_value(metrics, name, _form(form)) for metrics in results.values()))
     return table
 
 
-def breakdown_tables(set_name: str, metrics: Mapping[str, float]) -> list[Table]:
+def breakdown_tables(set_name: str, metrics: Mapping[str, float], headline: Mapping[str, str]) -> list[Table]:
     """Return the breakdowns of a set (by attack, codec, speaker ...), one table each."""
     tables = []
     for group, frame in breakdowns(metrics).items():
         table = Table(title=f"{set_name} by {group}", title_justify="left")
         table.add_column(group)
-        for column in frame.columns:
-            table.add_column(column.replace("_", " "), justify="right")
+        columns = [name for name in frame.columns if not name.endswith(("_low", "_high"))]
+        for name in columns:
+            table.add_column(_label(headline[name]) if name in headline else name.replace("_", " "), justify="right")
         for member, row in frame.iterrows():
-            table.add_row(str(member), *(_cell(value) for value in row))
+            cells = (_value(row, name, _form(headline[name]) if name in headline else "{:.4g}") for name in columns)
+            table.add_row(str(member), *cells)
         tables.append(table)
     return tables
 
 
-def sweep_table(jobs: Sequence[Mapping[str, Any]], swept: Sequence[str], headline: Mapping[str, str], title: str) -> Table:
+def sweep_table(
+    jobs: Sequence[Mapping[str, Any]], swept: Sequence[str], headline: Mapping[str, str], title: str
+) -> Table:
     """Return one line a job: its swept options, its state and its headline metrics, with mean and SD below.
 
     A job is `{"options": {...}, "state": "finished" | ..., "metrics": {set: {metric: value}}}`.
@@ -76,7 +84,9 @@ def sweep_table(jobs: Sequence[Mapping[str, Any]], swept: Sequence[str], headlin
         table.add_section()
         cells = []
         for set_name, metric in columns:
-            values = [job["metrics"][set_name][metric] for job in finished if metric in job["metrics"].get(set_name, {})]
+            values = [
+                job["metrics"][set_name][metric] for job in finished if metric in job["metrics"].get(set_name, {})
+            ]
             mean, sd = mean_and_sd(values)
             cells.append(f"{_cell(mean, _form(headline[metric]))} ± {_cell(sd, _form(headline[metric]))}")
         table.add_row(*(["mean ± SD"] + [""] * (len(swept) - 1) if swept else []), f"{len(finished)} jobs", *cells)
@@ -94,8 +104,21 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _form(form: str) -> str:
+    """Return the number's format inside a headline format."""
     return "{" + form.partition("{")[2].partition("}")[0] + "}"
 
 
+def _label(form: str) -> str:
+    """Return name and unit of a headline format."""
+    name, _, rest = form.partition("{")
+    unit = rest.partition("}")[2].strip()
+    return name.strip() + (f" ({unit})" if unit else "")
+
+
+def _value(metrics: Mapping[str, float], name: str, form: str) -> str:
+    interval = [_cell(metrics.get(f"{name}_{end}"), form) for end in ("low", "high")]
+    return _cell(metrics.get(name), form) + (f" [{interval[0]}, {interval[1]}]" if all(interval) else "")
+
+
 def _cell(value: float | None, form: str = "{:.4g}") -> str:
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else form.format(value)
+    return "" if value is None or math.isnan(value) else form.format(value)

@@ -32,7 +32,7 @@ class BadItem:
 
 
 class Utterances(Dataset[Item | BadItem], ABC):
-    """A set of utterances: `ids` in order, and `read(index, generator)` which gives one item as a dict with its `id`."""
+    """A set of utterances: `ids` in order, and `read(index, generator)` which gives one item as a dict."""
 
     ids: list[str]
     seed: int = 0
@@ -120,9 +120,13 @@ class SpeechData(L.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches from the position onwards."""
         dataset = self.utterances("train")
-        batches = TrainBatches(len(dataset), self.batch_size, self.seed, *self._process())
-        batches.resume_at(*self.position)
-        return self._loader(dataset, batches)
+        self._train_batches = TrainBatches(len(dataset), self.batch_size, self.seed, *self._process())
+        self._train_batches.resume_at(*self.position)
+        return self._loader(dataset, self._train_batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose batches come next; Lightning does not reach batch samplers itself."""
+        self._train_batches.set_epoch(epoch)
 
     def val_dataloader(self) -> list[DataLoader]:
         """Every utterance of the development sets once."""
@@ -162,7 +166,7 @@ class SpeechData(L.LightningDataModule, ABC):
         self.position = (state_dict["epoch"], state_dict["batch"])
 
     def _identity(self) -> dict[str, int]:
-        rank, world_size = self._process()
+        _, world_size = self._process()
         return {
             "global batch size": self.batch_size * world_size,
             "number of training items": len(self.utterances("train")),

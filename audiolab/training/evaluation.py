@@ -29,13 +29,19 @@ def join_rows(rows: list[dict[str, Any]], expected: list[str], set_name: str) ->
     for row in rows:
         known = by_id.setdefault(row["id"], row)
         if known != row:
-            raise InputError(f"{set_name}: utterance {row['id']!r} was scored twice with different results: {known}, {row}")
+            raise InputError(
+                f"{set_name}: utterance {row['id']!r} was scored twice with different results: {known}, {row}"
+            )
     missing = sorted(set(expected) - set(by_id))
     if missing:
-        raise InputError(f"{set_name}: {len(missing)} of {len(expected)} utterances have no score, the first is {missing[0]!r}")
+        raise InputError(
+            f"{set_name}: {len(missing)} of {len(expected)} utterances have no score, the first is {missing[0]!r}"
+        )
     extra = sorted(set(by_id) - set(expected))
     if extra:
-        raise InputError(f"{set_name}: {len(extra)} scores belong to no utterance of the set, the first is {extra[0]!r}")
+        raise InputError(
+            f"{set_name}: {len(extra)} scores belong to no utterance of the set, the first is {extra[0]!r}"
+        )
     return pd.DataFrame([by_id[name] for name in sorted(by_id)])
 
 

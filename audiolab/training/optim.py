@@ -57,9 +57,8 @@ class Optimization:
         for name, group in self.groups.items():
             unknown = set(group) - {"prefix", "lr", "weight_decay"}
             if unknown:
-                raise InputError(
-                    f"optimizer.groups.{name} has the unknown key {sorted(unknown)[0]!r}: prefix, lr and weight_decay are known"
-                )
+                key = sorted(unknown)[0]
+                raise InputError(f"optimizer.groups.{name}.{key} is unknown: prefix, lr and weight_decay are known")
             prefix = group["prefix"] if isinstance(group["prefix"], str) else tuple(group["prefix"])
             named.append(
                 {
@@ -84,7 +83,9 @@ class Optimization:
             del group["prefix"]
         return [group for group in [*named, rest] if group["params"]]
 
-    def build(self, model: nn.Module, total_steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    def build(
+        self, model: nn.Module, total_steps: int
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
         """Return the optimiser and its schedule for `total_steps` optimiser steps."""
         optimizer = torch.optim.AdamW(self.parameter_groups(model), betas=self.betas)
         warmup_steps = round(self.warmup * total_steps)

@@ -8,9 +8,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
-from rich.console import Console
 from rich.table import Table
 
+from audiolab.reporting.tables import console
 from audiolab.training.data import SpeechData
 from audiolab.training.task import Task
 
@@ -38,8 +38,8 @@ def print_plan(config: dict[str, Any], task: Task, data: SpeechData) -> None:
     table.add_row("trainable", f"{sum(p.numel() for g in groups for p in g['params']):,}", "")
     for group in groups:
         table.add_row(f"  group {group['name']}", f"{sum(p.numel() for p in group['params']):,}", f"{group['lr']:g}")
-    console = Console()
-    console.print(table)
+    terminal = console()
+    terminal.print(table)
 
     clock = _Clock()
     options = {**config["trainer"], "max_epochs": -1, "max_steps": TIMED_STEPS + 2, "limit_val_batches": 0}
@@ -69,7 +69,7 @@ def print_plan(config: dict[str, Any], task: Task, data: SpeechData) -> None:
     facts.add_row("weights + gradients + optimiser, MiB", f"{weights_mb + 3 * trainable_mb:,.0f}")
     facts.add_row("peak memory, MiB", f"{_peak_mb():,.0f} ({'GPU' if torch.cuda.is_available() else 'process'})")
     facts.add_row("disk for checkpoints (best, last, last three), MiB", f"{5 * checkpoint_mb:,.0f}")
-    console.print(facts)
+    terminal.print(facts)
 
 
 def _peak_mb() -> float:

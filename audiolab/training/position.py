@@ -15,7 +15,13 @@ class Position(L.Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the loader, which is iterated after this, deal out the batches of this epoch."""
+        trainer.datamodule.set_epoch(trainer.current_epoch)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Seed the step."""
         seed_step(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
 

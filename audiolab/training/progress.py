@@ -23,6 +23,10 @@ class EpochLine(L.Callback):
     def __init__(self) -> None:
         self._started_s = 0.0
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock; a run resumed within an epoch has no start of that epoch."""
+        self._started_s = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._started_s = time.perf_counter()
@@ -34,9 +38,9 @@ class EpochLine(L.Callback):
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         shown = [f"loss {values['train/loss_epoch']:.4f}"] if "train/loss_epoch" in values else []
         for set_name in trainer.datamodule.val_sets:
-            for metric, form in pl_module.headline.items():
-                if f"{set_name}/{metric}" in values:
-                    shown.append(f"{set_name} {form.format(values[f'{set_name}/{metric}'])}")
+            metric, form = next(iter(pl_module.headline.items()))
+            if f"{set_name}/{metric}" in values:
+                shown.append(f"{set_name} {form.format(values[f'{set_name}/{metric}'])}")
         seconds = time.perf_counter() - self._started_s
         line = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(shown)}  {seconds:.1f} s"
         print(line, flush=True)

@@ -38,7 +38,7 @@ class TrainBatches(Sampler[list[Draw]]):
         self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration (Lightning calls this)."""
+        """Choose the epoch of the next iteration."""
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 

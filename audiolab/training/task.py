@@ -19,7 +19,8 @@ Batch = dict[str, Any]
 class Task(L.LightningModule, ABC):
     """Base of the tasks. A task says what its loss is, what one utterance's row is, and what a table of rows means.
 
-    `headline` names the metrics that people quote, with their format: `{"eer": "EER {:.2f} %"}`.
+    `headline` names the metrics that people quote, with their format: `{"eer": "EER {:.2f} %"}`; the first is shown
+    every epoch. `eer_low` and `eer_high` beside `eer` are its interval.
     """
 
     headline: ClassVar[dict[str, str]]

@@ -13,6 +13,7 @@ from audiolab.audio.crop import fixed_length
 from audiolab.audio.io import AudioError, read_audio
 from audiolab.errors import InputError
 from audiolab.metrics.spoofing import asv_table
+from audiolab.tasks.asvspoof.demo import prepare_demo_corpus
 from audiolab.tasks.asvspoof.protocols import (
     BONAFIDE,
     SPOOF,
@@ -122,14 +123,16 @@ class SpoofingData(SpeechData):
             protocol = self._protocol(set_name)
             if not protocol.is_file() and not protocol.parent.is_dir():
                 raise InputError(
-                    f"data.root={self.root} is not in the ASVspoof 2019 LA layout: {protocol.parent.name}/ is missing there; "
+                    f"data.root={self.root} is not in the ASVspoof 2019 LA layout: it has no {protocol.parent.name}/; "
                     "give the folder that holds LA/ (with ASVspoof2019_LA_cm_protocols and ASVspoof2019_LA_train ...)"
                 )
             trials = read_2019_protocol(protocol)
             require_both_classes(trials, protocol)
             training = set_name == "train"
             folder = self._base / f"ASVspoof2019_LA_{set_name}" / "flac"
-            found = SpoofingTrials(trials, folder, self.crop_samples if training else self.eval_samples, training=training)
+            found = SpoofingTrials(
+                trials, folder, self.crop_samples if training else self.eval_samples, training=training
+            )
             self._sets[set_name] = found
             self._check_files(found, protocol)
         return self._sets[set_name]
@@ -178,3 +181,11 @@ class SpoofingData(SpeechData):
             path = str(trials.path(index))
             self.bad_audio.handle(AudioError(f"{path} does not exist.", path, "does not exist"))
             self.skipped_ids.add(trials.ids[index])
+
+
+class DemoData(SpoofingData):
+    """The built-in synthetic corpus: made under `root` when it is not there yet, then read like any other."""
+
+    def prepare_data(self) -> None:
+        """Make the corpus (seconds); only one process does."""
+        prepare_demo_corpus(self.root)

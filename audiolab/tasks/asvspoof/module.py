@@ -38,8 +38,6 @@ class SpoofingDetection(Task):
 
     headline: ClassVar[dict[str, str]] = {
         "eer": "EER {:.2f} %",
-        "eer_low": "EER 95 % interval, low {:.2f} %",
-        "eer_high": "EER 95 % interval, high {:.2f} %",
         "min_tdcf_2019": "min t-DCF 2019 {:.4f}",
         "min_tdcf_2021": "min t-DCF 2021 {:.4f}",
         "min_dcf": "min DCF {:.4f}",
@@ -135,10 +133,15 @@ class SpoofingDetection(Task):
         metrics = cls.metrics(table)
         set_name = table.attrs.get("set", "scores")
         attacks = sorted(set(table.loc[~genuine, "attack"]))
-        intervals = [(metrics.get(f"attack/{a}/eer_low", math.nan), metrics.get(f"attack/{a}/eer_high", math.nan)) for a in attacks]
+        intervals = [
+            (metrics.get(f"attack/{a}/eer_low", math.nan), metrics.get(f"attack/{a}/eer_high", math.nan))
+            for a in attacks
+        ]
         return {
             "det": det_plot({set_name: (score[genuine], score[~genuine])}, title=f"DET, {set_name}"),
-            "scores": score_histogram(score[genuine], score[~genuine], metrics["eer_threshold"], title=f"Scores, {set_name}"),
+            "scores": score_histogram(
+                score[genuine], score[~genuine], metrics["eer_threshold"], title=f"Scores, {set_name}"
+            ),
             "attacks": attack_bars(
                 attacks,
                 [metrics[f"attack/{a}/eer"] for a in attacks],
@@ -155,6 +158,7 @@ class SpoofingDetection(Task):
         four = "".join(f"{row.id} {row.attack} {row.label} {row.score!r}\n" for row in table.itertuples())
         return {"2col.txt": two, "4col.txt": four}
 
+    @torch.inference_mode()
     def infer(self, waveform: Tensor, sample_rate: int) -> dict[str, Any]:
         """Score one recording, (time,) at any rate."""
         wave = waveform.detach().cpu().numpy().astype(np.float32)

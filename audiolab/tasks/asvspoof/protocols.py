@@ -33,7 +33,9 @@ def read_lines(path: Path, columns: str) -> list[tuple[int, list[str]]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: check data.root, or choose the data= of the corpus that lies there") from None
+        raise InputError(
+            f"{path} does not exist: check data.root, or choose the data= of the corpus that lies there"
+        ) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file ({error.reason}): it should have the columns {columns}") from error
     lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
@@ -55,9 +57,13 @@ def read_2019_protocol(path: Path) -> list[Trial]:
     for number, (speaker, name, _, attack, key) in read_lines(path, "speaker utterance - attack key"):
         where = f"{path}, line {number}"
         if key not in (BONAFIDE, SPOOF):
-            raise InputError(f"{where}, column 5: {key!r} is no label, expected bonafide or spoof: is this a 2019 LA protocol?")
+            raise InputError(
+                f"{where}, column 5: {key!r} is no label, expected bonafide or spoof: is this a 2019 LA protocol?"
+            )
         if (attack == "-") != (key == BONAFIDE):
-            raise InputError(f"{where}, column 4: attack {attack!r} contradicts the label {key} (bona fide trials have '-')")
+            raise InputError(
+                f"{where}, column 4: attack {attack!r} contradicts the label {key} (bona fide trials have '-')"
+            )
         if name in seen:
             raise InputError(f"{where}: trial {name} is listed before, in line {seen[name]}: remove one of them")
         seen[name] = number

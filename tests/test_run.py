@@ -1,0 +1,365 @@
+"""Whole runs on a few real recordings: what a user types, in this process where that is enough."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import audiolab
+from audiolab import predict, resume, run, test
+from audiolab.errors import InputError
+from audiolab.folder import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = [
+    "task=asvspoof",
+    "model=asvspoof/sinc_small",
+    "data=asvspoof/la_mini",
+    "trainer=cpu",
+    "trainer.log_every_n_steps=1",
+    "data.batch_size=4",
+    "data.crop_samples=8000",
+    "data.eval_samples=8000",
+    "data.eval_batch_size=8",
+]
+
+
+def options(root: Path, tmp_path: Path, *more: str) -> list[str]:
+    return [*QUICK, f"data.root={root}", f"outputs={tmp_path / 'out'}", "trainer.max_epochs=2", *more]
+
+
+def command(*argv: str, **more) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **more.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, "-m", *argv], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600, **more
+    )
+
+
+def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, la_mini: Path) -> Path:
+    """A finished run of two epochs on a small corpus; read only."""
+    from conftest_corpus import make_tiny_la
+
+    base = tmp_path_factory.mktemp("finished")
+    root = make_tiny_la(la_mini, base / "tiny_la")
+    assert run.main(options(root, base, "name=done", "logger=[csv,tensorboard,wandb]")) == 0
+    return base / "out" / "asvspoof" / "done"
+
+
+def test_a_run_folder_holds_what_the_design_says(finished: Path):
+    for name in ("config.yaml", "command.txt", "code.json", "run.log", "metrics.csv", "metrics.json"):
+        assert (finished / name).stat().st_size > 0
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {
+        "best.ckpt",
+        "last.ckpt",
+        "step0000006.ckpt",
+        "step0000012.ckpt",
+    }
+    for set_name in ("dev", "eval"):
+        assert {f"{set_name}.csv", f"{set_name}.2col.txt", f"{set_name}.4col.txt"} <= {
+            path.name for path in (finished / "scores").iterdir()
+        }
+        for plot in ("det", "scores", "attacks"):
+            assert (finished / "plots" / f"{set_name}_{plot}.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((finished / "metrics.json").read_text())
+    assert set(results) == {"dev", "eval"}
+    assert 0 <= results["eval"]["eer"] <= 100
+    assert {"min_tdcf_2019", "min_tdcf_2021", "attack/A07/eer"} <= set(results["eval"])
+    code = json.loads((finished / "code.json").read_text())
+    assert (
+        code["versions"]["torch"] == torch.__version__.partition("+")[0]
+        or code["versions"]["torch"] == torch.__version__
+    )
+    with (finished / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["train/loss_step"] != "" for row in rows].count(True) == 12
+    assert [row["dev/eer"] for row in rows if row["dev/eer"]]
+
+
+def test_saved_scores_give_the_reported_numbers_without_model_or_data(finished: Path):
+    from audiolab.reporting.scores import read_scores
+    from audiolab.tasks.asvspoof.module import SpoofingDetection
+
+    reported = json.loads((finished / "metrics.json").read_text())
+    for set_name in ("dev", "eval"):
+        assert SpoofingDetection.metrics(read_scores(finished / "scores" / f"{set_name}.csv")) == reported[set_name]
+    two = [line.split() for line in (finished / "scores" / "eval.2col.txt").read_text().splitlines()]
+    four = [line.split() for line in (finished / "scores" / "eval.4col.txt").read_text().splitlines()]
+    assert [(line[0], line[1]) for line in two] == [(line[0], line[3]) for line in four]
+    assert {line[2] for line in four} == {"bonafide", "spoof"}
+
+
+def test_the_offline_wandb_run_can_be_read_back(finished: Path):
+    def inspect(*flags: str) -> str:
+        path = next((finished / "wandb").glob("offline-run-*/run-*.wandb"))
+        return subprocess.run(
+            [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", *flags, path],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    records = [json.loads(line) for line in inspect().splitlines()]
+    facts = next(record for record in records if record["type"] == "run")
+    shown = json.dumps(facts)
+    for expected in ("audiolab", "asvspoof/sinc_small/done", "train", '"sinc_small"'):
+        assert expected in shown
+    summary = json.loads(inspect("--summary"))
+    assert summary["config"]["data"]["batch_size"] == 4
+    text = json.dumps(summary)
+    reported = json.loads((finished / "metrics.json").read_text())
+    assert f"{reported['dev']['eer']:.3f}"[:5] in text
+    for entry in ("image-file", "table-file"):
+        assert entry in text
+    media = next((finished / "wandb").glob("offline-run-*")) / "files" / "media"
+    assert len(list(media.rglob("*.png"))) == 6
+    tables = {path.name.split("_")[0]: json.loads(path.read_text()) for path in (media / "table" / "eval").iterdir()}
+    assert len(tables["scores"]["data"]) == 16
+    assert [row[0] for row in tables["attack"]["data"]] == ["A07", "A08"]
+
+
+def test_tensorboard_has_the_curves(finished: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished / "tensorboard")).Reload()
+    assert len(events.Scalars("train/loss_step")) == 12
+    assert "eval/det" in events.Tags()["images"]
+
+
+def test_the_same_command_again_reports_and_other_options_are_refused(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+):
+    root = RunFolder.open(finished).config["data"]["root"]
+    argv = [*options(Path(root), finished.parents[2], "name=done", "logger=[csv,tensorboard,wandb]")]
+    before = (finished / "metrics.json").stat().st_mtime_ns
+    assert run.main(argv) == 0
+    assert "is finished already" in capsys.readouterr().out
+    assert (finished / "metrics.json").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match=r"holds a run with other options \(seed: 0 there, 5 now\)"):
+        run.main([*argv, "seed=5"])
+
+
+def test_test_prints_headlines_and_repeats_the_numbers(finished: Path, capsys: pytest.CaptureFixture[str]):
+    root = RunFolder.open(finished).config["data"]["root"]
+    test.main([str(finished), "data=asvspoof/la2019", f"data.root={root}", "data.eval_samples=8000"])
+    lines = capsys.readouterr().out.splitlines()
+    reported = json.loads((finished / "metrics.json").read_text())["eval"]
+    assert f"EER {reported['eer']:.2f} %" in lines
+    assert f"min t-DCF 2019 {reported['min_tdcf_2019']:.4f}" in lines
+    assert test.test(str(finished), ["data.eval_batch_size=1"], sets=["dev"])["dev"]["eer"] == pytest.approx(
+        json.loads((finished / "metrics.json").read_text())["dev"]["eer"], abs=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["data.rot=/x"], "did you mean data.root"),
+        (["model.width=3"], "a test takes data="),
+        (["data=asvspoof/la2019", "data.root=/nowhere"], "not in the ASVspoof 2019 LA layout"),
+        (["--set", "evaluation"], "--set evaluation is unknown"),
+    ],
+)
+def test_wrong_options_of_test(finished: Path, argv: list[str], expected: str):
+    with pytest.raises(InputError, match=expected):
+        test.main([str(finished), *argv])
+
+
+def test_predict_scores_files_and_folders_of_any_kind(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    root = Path(RunFolder.open(finished).config["data"]["root"]) / "LA/ASVspoof2019_LA_eval/flac"
+    source = sorted(root.iterdir())[0]
+    wave, rate = soundfile.read(source)
+    stereo = np.stack([wave, wave], axis=1)
+    soundfile.write(tmp_path / "stereo.wav", stereo, rate)
+    (tmp_path / "notes.txt").write_text("no audio")
+    (tmp_path / "broken.flac").write_bytes(source.read_bytes()[:500])
+    code = predict.main([str(finished), str(source), str(tmp_path), "-o", str(tmp_path / "out")])
+    shown = capsys.readouterr()
+    assert code == 1  # one file could not be read
+    assert "broken.flac" in shown.err
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        rows = {Path(row["file"]).name: row for row in csv.DictReader(file)}
+    assert set(rows) == {source.name, "stereo.wav"}
+    scored = {
+        line.split()[0]: float(line.split()[1])
+        for line in (finished / "scores" / "eval.2col.txt").read_text().splitlines()
+    }
+    assert float(rows[source.name]["score"]) == pytest.approx(scored[source.stem], abs=1e-4)
+    assert float(rows["stereo.wav"]["score"]) == pytest.approx(scored[source.stem], abs=1e-2)
+    threshold = json.loads((finished / "metrics.json").read_text())["dev"]["eer_threshold"]
+    expected = "bonafide" if float(rows[source.name]["score"]) >= threshold else "spoof"
+    assert rows[source.name]["verdict"] == expected
+
+
+def test_load_gives_the_model_and_nothing_else_is_needed(finished: Path):
+    task = audiolab.load(str(finished))
+    assert not task.training
+    assert np.isfinite(task.infer(torch.randn(8000), 8000)["score"])
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path, finished: Path):
+    with pytest.raises(InputError, match="does not exist"):
+        audiolab.load(str(tmp_path / "nothing"))
+    with pytest.raises(InputError, match=r"is not a run folder: it has no config.yaml; run folders nearby: .*done"):
+        audiolab.load(str(finished.parent))
+    (tmp_path / "config.yaml").write_text("model: 3\n")
+    with pytest.raises(InputError, match="not the configuration of a run"):
+        resume.main([str(tmp_path)])
+
+
+def test_a_checkpoint_of_another_model_and_a_malicious_one(finished: Path, tmp_path: Path):
+    import pickle
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    state = torch.load(copy / "checkpoints" / "best.ckpt", weights_only=True)
+    state["state_dict"] = {f"x{name}": value for name, value in state["state_dict"].items()}
+    torch.save(state, copy / "checkpoints" / "best.ckpt")
+    with pytest.raises(InputError, match=r"holds weights of another model: \d+ missing \(first: .*\), \d+ unknown"):
+        audiolab.load(str(copy))
+
+    class Evil:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path / 'hacked'}",))
+
+    torch.save({"state_dict": Evil()}, copy / "checkpoints" / "best.ckpt", pickle_module=pickle)
+    with pytest.raises(InputError, match="damaged or holds code"):
+        audiolab.load(str(copy))
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_errors_leave_nothing_half_written(tiny_la: Path, tmp_path: Path):
+    (tiny_la / "LA/ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm.dev.trl.txt").write_text("a b c d e\n")
+    done = command("audiolab.run", *options(tiny_la, tmp_path, "name=x"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "line 1, column 5: 'e' is no label" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_corrupt_file_in_training_stops_or_is_counted(tiny_la: Path, tmp_path: Path):
+    victim = sorted((tiny_la / "LA/ASVspoof2019_LA_train/flac").iterdir())[3]
+    victim.write_bytes(victim.read_bytes()[:2000])
+    with pytest.raises(InputError, match=victim.name):
+        run.main(options(tiny_la, tmp_path, "name=stop"))
+    assert run.main(options(tiny_la, tmp_path, "name=skip", "data.on_bad_audio=skip", "data.max_bad_audio=0.1")) == 0
+    listed = (tmp_path / "out/asvspoof/skip/bad_audio.csv").read_text()
+    assert victim.name in listed and listed.count("\n") == 2
+
+
+def stopped(argv: list[str], checkpoint: Path, how: signal.Signals) -> tuple[int, str]:
+    """Start a command, stop it as soon as a checkpoint is there; return its exit code and output."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *argv],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not checkpoint.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(how)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+def test_interrupted_and_killed_in_epochs_a_resumed_run_ends_with_the_same_weights(tiny_la: Path, tmp_path: Path):
+    argv = options(tiny_la, tmp_path, "callbacks.last.every_n_steps=1")
+    argv = [*argv, "trainer.max_epochs=5", "trainer.accumulate_grad_batches=2"]  # three optimiser steps an epoch
+    whole = command("audiolab.run", *argv, "name=whole")
+    assert whole.returncode == 0, whole.stderr
+    folder = tmp_path / "out/asvspoof/cut"
+    checkpoints = folder / "checkpoints"
+    code, output = stopped(["audiolab.run", *argv, "name=cut"], checkpoints / "step0000004.ckpt", signal.SIGINT)
+    assert code == 130
+    assert f"to go on: python -m audiolab.resume {folder}" in output
+    code, _ = stopped(["audiolab.resume", str(folder)], checkpoints / "step0000008.ckpt", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (folder / "metrics.json").exists()
+    done = command("audiolab.resume", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert "going on from" in done.stdout
+    expected, found = weights(tmp_path / "out/asvspoof/whole"), weights(folder)
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    assert json.loads((folder / "metrics.json").read_text()) == json.loads(
+        (tmp_path / "out/asvspoof/whole/metrics.json").read_text()
+    )
+    steps = [row["step"] for row in csv.DictReader((folder / "metrics.csv").open()) if row["train/loss_step"]]
+    assert steps == [str(step) for step in range(15)]
+
+
+def test_two_processes_give_the_metrics_of_one(finished: Path, tiny_la: Path, tmp_path: Path):
+    """An odd number of trials on two processes: nothing is padded, every id is scored once, one folder is made."""
+    protocol = tiny_la / "LA/ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm.dev.trl.txt"
+    protocol.write_text("".join(line + "\n" for line in protocol.read_text().splitlines()[:-1]))
+    argv = options(tiny_la, tmp_path, "augment=asvspoof/none", "trainer.max_epochs=1")
+    two = command(
+        "audiolab.run",
+        *argv,
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "data.batch_size=2",
+        "name=two",
+    )
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert [path.name for path in (tmp_path / "out/asvspoof").iterdir()] == ["two"]
+    folder = tmp_path / "out/asvspoof/two"
+    reported = json.loads((folder / "metrics.json").read_text())
+    assert len((folder / "scores/dev.csv").read_text().splitlines()) == 16
+    alone = test.test(str(folder), ["trainer=cpu"], sets=["dev", "eval"])
+    for set_name, metrics in alone.items():
+        assert metrics["eer"] == reported[set_name]["eer"]
+        assert metrics["min_dcf"] == pytest.approx(reported[set_name]["min_dcf"], abs=1e-12)
+
+
+def test_a_sweep_skips_finished_jobs_and_reports_failed_ones(
+    tiny_la: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    argv = ["-m", *options(tiny_la, tmp_path, "trainer.max_epochs=1", "name=sweep", "seed=0,1")]
+    first = command("audiolab.run", *argv)
+    assert first.returncode == 0, first.stderr
+    assert "mean ± SD" in first.stdout and "2 jobs" in first.stdout
+    folder = tmp_path / "out/asvspoof/sweep"
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"seed-0", "seed-1"}
+    stamps = [(folder / name / "metrics.json").stat().st_mtime_ns for name in ("seed-0", "seed-1")]
+    (folder / "seed-1" / "metrics.json").unlink()
+    second = command("audiolab.run", *argv)
+    assert second.returncode == 0, second.stderr
+    assert (folder / "seed-0" / "metrics.json").stat().st_mtime_ns == stamps[0]
+    assert (folder / "seed-1" / "metrics.json").stat().st_mtime_ns > stamps[1]
+    failing = ["-m", *options(tiny_la, tmp_path, "trainer.max_epochs=1", "name=bad", "data.batch_size=4,400")]
+    third = command("audiolab.run", *failing)
+    assert third.returncode == 1
+    assert "fewer than one batch of data.batch_size=400" in third.stderr
+    assert "1 of 2 jobs failed" in third.stderr
+    assert (tmp_path / "out/asvspoof/bad/data.batch_size-4/metrics.json").exists()
+
+
+def test_plan_trains_and_writes_nothing(tiny_la: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run.main(options(tiny_la, tmp_path, "plan=true")) == 0
+    shown = capsys.readouterr().out
+    for word in ("trainable", "group rest", "optimiser steps", "seconds a batch", "peak memory", "disk"):
+        assert word in shown
+    assert not (tmp_path / "out").exists()
