@@ -53,11 +53,11 @@ def main(argv: Sequence[str]) -> int:
     return run_sweep([*overrides, *common], swept, name, config_dir)
 
 
-def compose_job(overrides: Sequence[str], name: str, config_dir: str | None = None, **more: Any) -> dict[str, Any]:
-    """Compose the plain dict of one run; `more` are facts beside the options (the sweep it belongs to)."""
+def compose_job(overrides: Sequence[str], name: str, config_dir: str | None = None) -> dict[str, Any]:
+    """Compose the plain dict of one run; a job of a sweep is named `<sweep>/<job>`."""
     config = conf.compose([text for text in overrides if not text.startswith(("name=", "hydra."))], config_dir)
     recipe = config["recipe"] or conf.default_recipe(overrides)
-    return {**config, "name": name, "recipe": recipe, **more}
+    return {**config, "name": name, "recipe": recipe}
 
 
 def _split(argv: Sequence[str]) -> tuple[set[str], list[str], str | None]:

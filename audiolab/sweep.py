@@ -59,7 +59,7 @@ def run_sweep(overrides: Sequence[str], swept: Sequence[str], name: str, config_
 
 def _job_config(job: Sequence[str], swept: Sequence[str], name: str, config_dir: str | None) -> dict[str, Any]:
     job = [text for text in job if not text.startswith(("name=", "hydra.", "hydra/"))]
-    return compose_job(job, f"{name}/{conf.job_name(job, swept)}", config_dir, sweep=name)
+    return compose_job(job, f"{name}/{conf.job_name(job, swept)}", config_dir)
 
 
 def _summary(
@@ -80,7 +80,7 @@ def _summary(
     if "wandb" in (configs[0]["logger"] or {}):
         from audiolab.tracking import log_sweep
 
-        log_sweep(configs[0], name, folders[0].parent, states, headline)
+        log_sweep(folders[0].parent, configs[0], states, headline)
     if failed:
         print(f"audiolab: {len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

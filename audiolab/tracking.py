@@ -7,7 +7,8 @@ import hashlib
 import os
 from argparse import Namespace
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pandas as pd
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -87,39 +88,79 @@ def wandb(
     run: RunFolder,
     project: str,
     entity: str | None,
-    mode: str,
+    mode: Literal["offline", "online", "disabled"],
     tags: list[str],
     job_type: str,
 ) -> WandbLogger:
     """Log to Weights & Biases, offline into `wandb/` of the run folder unless mode is `online`.
 
-    The run's id is a hash of the run folder, so a resumed run continues its own; the group is task/recipe/name.
+    The run's id is a hash of the run folder, so a resumed run continues its own; the group is task/recipe/name, where
+    the jobs of a sweep share the sweep's name.
     """
-    try:
-        import wandb as client
-    except ModuleNotFoundError as error:
-        raise InputError("logger=wandb needs the W&B client: install audiolab[wandb]") from error
-    if mode not in ("offline", "online", "disabled"):
-        raise InputError(f"logger.wandb.mode={mode} is unknown: offline, online or disabled")
+    client = _wandb_client(run.path)
     config = run.config
-    data = run.path / "wandb" / "data"  # else media of tables is staged in the home folder
-    data.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_DATA_DIR"] = str(data)
-    sweep = config.get("sweep")
+    sweep, _, job = config["name"].rpartition("/")
     return WandbLogger(
         save_dir=run.path,
         project=project,
         entity=entity,
         offline=mode == "offline",
-        id=hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:12],
+        id=_wandb_id(run.path),
         resume="allow",
-        group="/".join([config["task"], config["recipe"], sweep or config["name"]]),
-        name=config["name"].removeprefix(f"{sweep}/") if sweep else config["name"],
+        group="/".join([config["task"], config["recipe"], sweep or job]),
+        name=job,
         tags=[config["task"], config["recipe"], *tags],
         job_type=job_type,
         config=config,
-        settings=client.Settings(mode=mode, x_disable_stats=False, silent=True),
+        settings=client.Settings(mode=mode, silent=True),
     )
+
+
+def log_sweep(folder: Path, config: dict[str, Any], jobs: list[dict[str, Any]], headline: Mapping[str, str]) -> None:
+    """Write one W&B run that sums up a sweep: a table of its jobs, mean and SD of the headline metrics."""
+    client = _wandb_client(folder)
+    options = config["logger"]["wandb"]
+    rows = [
+        {
+            **job["options"],
+            "state": job["state"],
+            **{f"{s}/{m}": job["metrics"].get(s, {}).get(m) for s in ("dev", "eval") for m in headline},
+        }
+        for job in jobs
+    ]
+    table = pd.DataFrame(rows)
+    run = client.init(
+        dir=folder,
+        project=options["project"],
+        entity=options["entity"],
+        id=_wandb_id(folder),
+        resume="allow",
+        group="/".join([config["task"], config["recipe"], folder.name]),
+        name=f"{folder.name} (sweep)",
+        tags=[config["task"], config["recipe"], *options["tags"]],
+        job_type="sweep",
+        settings=client.Settings(mode=options["mode"], silent=True),
+    )
+    run.log({"jobs": client.Table(dataframe=table)})
+    numbers = table.select_dtypes("number").dropna(axis="columns", how="all")
+    run.summary.update({f"{name}/mean": float(numbers[name].mean()) for name in numbers})
+    run.summary.update({f"{name}/sd": float(numbers[name].std()) for name in numbers if len(numbers) > 1})
+    run.finish()
+
+
+def _wandb_client(folder: Path) -> Any:
+    try:
+        import wandb as client
+    except ModuleNotFoundError as error:
+        raise InputError("logger=wandb needs the W&B client: install audiolab[wandb]") from error
+    data = folder / "wandb" / "data"  # else media of tables is staged in the home folder
+    data.mkdir(parents=True, exist_ok=True)
+    os.environ["WANDB_DATA_DIR"] = str(data)
+    return client
+
+
+def _wandb_id(folder: Path) -> str:
+    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
 
 
 def close_loggers(loggers: list[Logger], *, finished: bool) -> None:

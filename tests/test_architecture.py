@@ -57,8 +57,18 @@ def test_help_and_composition_load_neither_torch_nor_lightning():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_every_public_function_and_class_has_a_docstring_and_types():
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                assert ast.get_docstring(node), f"{path}: {node.name} has no docstring"
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_public_functions_and_classes_have_docstrings_and_types(path: Path):
+    def check(node: ast.AST) -> None:
+        for child in ast.iter_child_nodes(node):
+            if not isinstance(child, ast.FunctionDef | ast.ClassDef) or child.name.startswith("_"):
+                continue
+            assert ast.get_docstring(child), f"{child.name} has no docstring"
+            if isinstance(child, ast.ClassDef):
+                check(child)
+            else:
+                arguments = [*child.args.posonlyargs, *child.args.args, *child.args.kwonlyargs]
+                bare = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+                assert not bare and child.returns is not None, f"{child.name} lacks types: {bare}"
+
+    check(ast.parse(path.read_text(encoding="utf-8")))

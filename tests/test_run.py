@@ -74,7 +74,7 @@ def test_a_run_folder_holds_what_the_design_says(finished: Path):
         assert {f"{set_name}.csv", f"{set_name}.2col.txt", f"{set_name}.4col.txt"} <= {
             path.name for path in (finished / "scores").iterdir()
         }
-        for plot in ("det", "scores", "attacks"):
+        for plot in ("det", "histogram", "attacks"):
             assert (finished / "plots" / f"{set_name}_{plot}.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((finished / "metrics.json").read_text())
     assert set(results) == {"dev", "eval"}
@@ -337,12 +337,24 @@ def test_two_processes_give_the_metrics_of_one(finished: Path, tiny_la: Path, tm
 def test_a_sweep_skips_finished_jobs_and_reports_failed_ones(
     tiny_la: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    argv = ["-m", *options(tiny_la, tmp_path, "trainer.max_epochs=1", "name=sweep", "seed=0,1")]
+    argv = ["-m", *options(tiny_la, tmp_path, "trainer.max_epochs=1", "name=sweep", "seed=0,1", "logger=[csv,wandb]")]
     first = command("audiolab.run", *argv)
     assert first.returncode == 0, first.stderr
     assert "mean ± SD" in first.stdout and "2 jobs" in first.stdout
     folder = tmp_path / "out/asvspoof/sweep"
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"seed-0", "seed-1"}
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"seed-0", "seed-1", "wandb"}
+    record = next((folder / "wandb").glob("offline-run-*/run-*.wandb"))
+    shown = subprocess.run(
+        [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", "--summary", record],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    summary = json.loads(shown)["summary"]
+    eers = [json.loads((folder / name / "metrics.json").read_text())["eval"]["eer"] for name in ("seed-0", "seed-1")]
+    assert summary["eval/eer/mean"] == pytest.approx(np.mean(eers))
+    assert summary["eval/eer/sd"] == pytest.approx(np.std(eers, ddof=1))
+    assert summary["jobs"]["nrows"] == 2
     stamps = [(folder / name / "metrics.json").stat().st_mtime_ns for name in ("seed-0", "seed-1")]
     (folder / "seed-1" / "metrics.json").unlink()
     second = command("audiolab.run", *argv)

@@ -118,10 +118,10 @@ def test_pitch_of_a_pulse_train_through_a_formant(pitch_hz):
 def test_excitation_has_unit_power_and_the_pitch_asked_for():
     pitch_t = np.concatenate([np.full(100, 125.0), np.zeros(101)])
     excitation = vocoders._excitation(pitch_t, 80, RATE, 16000, _generator())
-    voiced, unvoiced = excitation[200:7800], excitation[8200:]
+    voiced, unvoiced = excitation[:7680], excitation[8200:]
     assert np.mean(voiced**2) == pytest.approx(1.0, rel=0.05) and np.mean(unvoiced**2) == pytest.approx(1.0, rel=0.05)
-    spectrum = np.abs(np.fft.rfft(voiced[:7680])) ** 2  # 60 periods of 128 samples: harmonics on every 60th bin
-    assert spectrum[60:-60:60].sum() > 0.99 * spectrum.sum()
+    spectrum = np.abs(np.fft.rfft(voiced)) ** 2  # 60 periods of 128 samples: harmonics on every 60th bin
+    assert spectrum[60::60].sum() > 0.99 * spectrum.sum()
     assert spectrum[60:-60:60].min() > 0.9 * spectrum[60:-60:60].max()  # flat up to half the rate
 
 

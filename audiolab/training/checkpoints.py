@@ -1,4 +1,4 @@
-"""Writing checkpoints at the right moment, and reading them: safely (`weights_only`), strictly, and with a sentence when one does not fit."""
+"""Checkpoints: written at moments that resume exactly, read safely and strictly, refused in a sentence."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class SpoofingDetection(Task):
         ]
         return {
             "det": det_plot({set_name: (score[genuine], score[~genuine])}, title=f"DET, {set_name}"),
-            "scores": score_histogram(
+            "histogram": score_histogram(
                 score[genuine], score[~genuine], metrics["eer_threshold"], title=f"Scores, {set_name}"
             ),
             "attacks": attack_bars(
