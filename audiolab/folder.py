@@ -7,6 +7,7 @@ import platform
 import socket
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,19 @@ class RunFolder:
                 f"{path} cannot be written ({error.strerror}): choose another folder with outputs="
             ) from error
         return cls(path, saved)
+
+    @classmethod
+    def join(cls, config: dict[str, Any], patience_s: float = 60.0) -> RunFolder:
+        """Open the folder that rank 0 of the same torchrun or srun job is making."""
+        path = Path(config["outputs"]) / config["task"] / config["name"]
+        deadline_s = time.monotonic() + patience_s
+        while not (path / "config.yaml").is_file():
+            if time.monotonic() > deadline_s:
+                raise InputError(
+                    f"{path} did not appear within {patience_s:.0f} s: did rank 0 fail, or see another disk?"
+                )
+            time.sleep(0.1)
+        return cls.open(path)
 
     @property
     def results(self) -> dict[str, dict[str, float]] | None:

@@ -9,9 +9,17 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from audiolab.errors import InputError
+
+if TYPE_CHECKING:
+    from audiolab.folder import RunFolder
+
+
+def rank() -> int:
+    """Return our number among processes that torchrun or srun started; 0 when we were started by hand."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
 
 
 def launch(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
@@ -20,28 +28,27 @@ def launch(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
     A run that is finished already is only reported; one that was begun goes on. With `plan` nothing is written.
     """
     from audiolab import engine
+    from audiolab.folder import RunFolder
 
     engine.check(config)
     if config["plan"]:
         engine.plan(config)
         return None
     engine.prepare(config)
-    from audiolab.folder import RunFolder
-
-    run = RunFolder.create(config)
-    return resume(run)
+    return resume(RunFolder.create(config) if rank() == 0 else RunFolder.join(config))
 
 
-def resume(run: Any) -> dict[str, dict[str, float]]:
+def resume(run: RunFolder) -> dict[str, dict[str, float]]:
     """Train and evaluate what is left of a run."""
     from audiolab import engine
 
-    if run.results is not None:
+    results = run.results
+    if results is not None:
         print(f"{run.path} is finished already: its results follow; choose another name= to run again")
+    else:
+        results = in_processes(engine.train, num_processes(run.config["trainer"]), str(run.path))
+    if rank() == 0:
         engine.report(run)
-        return run.results
-    results = in_processes(engine.train, num_processes(run.config["trainer"]), str(run.path))
-    engine.report(run)
     return results
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -33,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
         _print_overview(full="help" in flags)
         return 0
     swept = conf.expand(overrides)[1] if "multirun" in flags else []
+    if conf.value_of(overrides, "name") is None and {"RANK", "SLURM_PROCID"} & set(os.environ):
+        raise InputError("started by torchrun or srun: give name=, so that all processes share one run folder")
     recipe = conf.default_recipe(overrides)
     name = conf.value_of(overrides, "name") or f"{recipe.replace(',', '+')}-{datetime.now():%Y%m%d-%H%M%S}"
     conf.check_name(name)

@@ -119,6 +119,12 @@ def test_a_name_that_cannot_be_a_folder_is_refused(name: str):
         main(["task=asvspoof", f"name={name}"])
 
 
+def test_processes_of_torchrun_need_a_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(InputError, match="give name="):
+        main(["task=asvspoof"])
+
+
 def test_sweeps_expand_to_named_jobs():
     jobs, swept = config.expand(["task=asvspoof", "model=asvspoof/a,asvspoof/b", "seed=range(2)"])
     assert swept == ["model", "seed"]

@@ -334,6 +334,22 @@ def test_two_processes_give_the_metrics_of_one(finished: Path, tiny_la: Path, tm
         assert metrics["min_dcf"] == pytest.approx(reported[set_name]["min_dcf"], abs=1e-12)
 
 
+def test_torchrun_makes_one_folder(tiny_la: Path, tmp_path: Path):
+    argv = options(tiny_la, tmp_path, "trainer.max_epochs=1", "data.batch_size=2", "trainer.devices=2", "name=torchrun")
+    done = command(
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "audiolab.run",
+        *argv,
+        "trainer.strategy=ddp",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in (tmp_path / "out/asvspoof").iterdir()] == ["torchrun"]
+    assert done.stdout.count("EER (%)") == 3  # two breakdowns and the results, once
+
+
 def test_a_sweep_skips_finished_jobs_and_reports_failed_ones(
     tiny_la: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):

@@ -16,6 +16,7 @@ import numpy as np
 import scipy.fft
 import scipy.ndimage
 import scipy.signal
+import scipy.sparse
 from numpy.lib.stride_tricks import sliding_window_view
 
 from audiolab.audio.level import SILENCE_DBFS, normalize_rms, rms_dbfs
@@ -60,7 +61,7 @@ def griffin_lim(
     hop = sample_rate // 100
     size = 4 * hop
     bands_bf = _mel_bands(num_bands, size // 2 + 1, sample_rate)
-    mel_tb = np.abs(_stft(waveform, size, hop)) @ (bands_bf / (bands_bf.sum(axis=1, keepdims=True) + _TINY)).T
+    mel_tb = np.abs(_stft(waveform, size, hop)) @ bands_bf.T / (bands_bf.sum(axis=1) + _TINY)
     magnitude_tf = mel_tb @ bands_bf
     estimate_tf = magnitude_tf * np.exp(2j * np.pi * generator.random(magnitude_tf.shape, dtype=np.float32))
     previous_tf = estimate_tf
@@ -246,11 +247,12 @@ def _filter_frames(excitation: np.ndarray, filter_tf: np.ndarray, hop: int) -> n
     return _overlap_add(scipy.fft.irfft(scipy.fft.rfft(pieces_tn, num_samples) * filter_tf, num_samples), hop)[hop:]
 
 
-def _mel_bands(num_bands: int, num_bins: int, sample_rate: int) -> np.ndarray:
+def _mel_bands(num_bands: int, num_bins: int, sample_rate: int) -> scipy.sparse.csr_array:
     """Triangles (b, f) evenly spaced in mel from 0 Hz to half the rate, whose sum is one in every bin."""
     mel_f = 2595 * np.log10(1 + np.linspace(0, sample_rate / 2, num_bins) / 700)
     position_f = mel_f / mel_f[-1] * (num_bands - 1)
-    return np.maximum(0, 1 - np.abs(position_f - np.arange(num_bands)[:, None])).astype(np.float32)
+    triangles_bf = np.maximum(0, 1 - np.abs(position_f - np.arange(num_bands)[:, None]))
+    return scipy.sparse.csr_array(triangles_bf.astype(np.float32))
 
 
 def _autocorrelation(frames_tn: np.ndarray, num_lags: int, steps_per_lag: int = 1) -> np.ndarray:
