@@ -21,6 +21,7 @@ def corpus(root: Path, **options) -> SpoofingData:
     defaults = {
         "crop_samples": 16000,
         "eval_samples": None,
+        "in_memory": False,
         "asv_scores": "auto",
         "batch_size": 4,
         "eval_batch_size": 1,
@@ -80,6 +81,15 @@ def test_batches_do_not_depend_on_workers_and_labels_follow_the_protocol(tiny_la
     for batch in batches[0]:
         assert batch["label"].tolist() == [labels[name] for name in batch["id"]]
         assert batch["wave"].shape == (4, 16000)
+
+
+def test_audio_kept_in_memory_is_the_same_and_is_read_once(tiny_la: Path):
+    kept = corpus(tiny_la, in_memory=True)
+    train = kept.utterances("train")
+    first = [train[(0, index)]["wave"] for index in range(len(train))]
+    for path in (tiny_la / "LA/ASVspoof2019_LA_train/flac").iterdir():
+        path.unlink()
+    assert all(np.array_equal(train[(0, index)]["wave"], wave) for index, wave in enumerate(first))
 
 
 def test_training_windows_change_with_the_epoch_and_evaluation_never_does(tiny_la: Path):

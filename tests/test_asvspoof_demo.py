@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -154,16 +153,18 @@ def test_processes_that_build_at_once_do_no_harm(tmp_path):
     stale = tmp_path / ".corpus.building-0000"
     stale.mkdir()
     os.utime(stale, (time.time() - 7200,) * 2)
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from audiolab.tasks.asvspoof.demo import prepare_demo_corpus\n"
-        "prepare_demo_corpus(sys.argv[2], num_train=12, num_dev=12, num_eval=12, show_progress=False)"
-    )
-    source = str(Path(demo.__file__).parents[3])
-    command = [sys.executable, "-c", code, source, str(tmp_path / "corpus")]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    options = SMALLEST | {"show_progress": False}
+    processes = [
+        multiprocessing.get_context("fork").Process(
+            target=prepare_demo_corpus, args=(tmp_path / "corpus",), kwargs=options
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
     alone = prepare_demo_corpus(tmp_path / "alone", **SMALLEST, show_progress=False)
     assert _digest(tmp_path / "corpus") == _digest(alone)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import _ctypes
 import ctypes
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ def synthesize(text: str, voice: EspeakVoice | None = None, seed: int = 0) -> tu
     """Speak a text: float32 waveform (time,), full scale 1.0, and its sampling rate (22,050 Hz).
 
     The same arguments give the same samples, in any order of calls and in any process; ``seed`` moves the noise of
-    consonants and breath. Numbers and abbreviations are read out; a pause of some 0.3 s ends the waveform.
+    consonants and breath. Numbers and abbreviations are read out; there is no pause at either end.
     Raises `InputError` where espeakng-loader is not installed, a language or variant is unknown, or nothing in the
     text can be spoken.
 
@@ -149,14 +150,14 @@ def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
 
 
 def _unload(library: ctypes.CDLL) -> None:
-    if os.name == "nt":
+    if sys.platform == "win32":
         _ctypes.FreeLibrary(library._handle)
     else:
         _ctypes.dlclose(library._handle)
 
 
 def _warn_if_loaded(library_path: str) -> None:
-    if os.name == "nt":
+    if sys.platform == "win32":
         return
     try:
         _unload(ctypes.CDLL(library_path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY))

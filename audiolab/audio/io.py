@@ -121,6 +121,13 @@ def write_audio(
     ``subtype`` is soundfile's name of the encoding ("PCM_16", "PCM_24", "FLOAT" ...), by default that of the format.
     The folder is made where needed. Raises `AudioError` for samples that are not finite, for samples beyond
     full scale in an encoding that would clip them, and for a suffix or encoding that cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_audio(f"{folder}/call.wav", np.zeros((2, 8000)), 8000)
+    ...     waveform, sample_rate = read_audio(f"{folder}/call.wav", channel=1, duration_s=0.5)
+    >>> waveform.shape, sample_rate
+    ((4000,), 8000)
     """
     path, waveform = Path(path), np.asarray(waveform)
     if waveform.ndim not in (1, 2) or waveform.size == 0:

@@ -41,6 +41,9 @@ def rms_gain(waveform: Waveform, target_dbfs: float, peak_limit: float = 1.0) ->
     """Factor, shape (..., 1), that brings the RMS to ``target_dbfs``, or the peak to ``peak_limit`` if that is less.
 
     For one gain on several signals (a mixture and its sources), take it from the one and multiply all.
+
+    >>> rms_gain(np.full(4, 0.1), -40.0).round(6).tolist()
+    [0.1]
     """
     library, rms, peak = _library(waveform), _rms(waveform), _peak(waveform)
     to_level = 10 ** (target_dbfs / 20) / _divisor(rms, rms)
@@ -76,7 +79,10 @@ def _library(waveform: Waveform) -> ModuleType:
 
 def _rms(waveform: Waveform) -> Waveform:
     library = _library(waveform)
-    is_float = waveform.is_floating_point() if library is torch else np.issubdtype(waveform.dtype, np.floating)
+    if isinstance(waveform, torch.Tensor):
+        is_float = waveform.is_floating_point()
+    else:
+        is_float = np.issubdtype(waveform.dtype, np.floating)
     if not is_float or waveform.shape[-1:] in ((), (0,)):
         raise InputError(
             f"no level for a waveform of {waveform.dtype} and shape {tuple(waveform.shape)}: give floating-point "

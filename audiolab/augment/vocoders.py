@@ -3,6 +3,11 @@
 Each is ``vocoder(waveform, sample_rate, generator) -> waveform``: NumPy (time,) in, float32 of the same length and RMS
 level out (a lower level only where the peak would pass 1.0). `VOCODERS` has them by name. For 8 to 24 kHz.
 
+>>> speech = np.random.default_rng(0).normal(0, 0.1, 8000)
+>>> copy = lpc(speech, 16000, np.random.default_rng(1))
+>>> copy.shape, copy.dtype.name
+((8000,), 'float32')
+
 Shapes: t frames, n samples of a frame, f frequency bins, b bands, k coefficients or lags.
 """
 

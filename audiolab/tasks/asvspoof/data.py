@@ -34,11 +34,15 @@ class SpoofingTrials(Utterances):
     """Trials with their audio: `wave` (time,) at 16 kHz, `label` 1 for bona fide and 0 for spoof.
 
     `num_samples` fixes the length: a drawn window in training, the first samples otherwise; None keeps the whole.
+    With `in_memory` the decoded audio is kept after the first reading (64 kB a second and process).
     """
 
-    def __init__(self, trials: list[Trial], folder: Path, num_samples: int | None, *, training: bool) -> None:
+    def __init__(
+        self, trials: list[Trial], folder: Path, num_samples: int | None, *, training: bool, in_memory: bool
+    ) -> None:
         self.trials, self.folder, self.num_samples, self.training = trials, folder, num_samples, training
         self.ids = [trial.id for trial in trials]
+        self._decoded: dict[int, np.ndarray] | None = {} if in_memory else None
 
     def path(self, index: int) -> Path:
         """Return the audio file of a trial."""
@@ -47,7 +51,7 @@ class SpoofingTrials(Utterances):
     def read(self, index: int, generator: np.random.Generator) -> Item:
         """Read one trial."""
         trial = self.trials[index]
-        wave, _ = read_audio(self.path(index), sample_rate=SAMPLE_RATE_HZ)
+        wave = self._wave(index)
         if self.num_samples is not None:
             wave = fixed_length(wave, self.num_samples, generator if self.training else None)
         return {
@@ -56,6 +60,14 @@ class SpoofingTrials(Utterances):
             "speaker": trial.speaker,
             "attack": trial.attack,
         }
+
+    def _wave(self, index: int) -> np.ndarray:
+        if self._decoded is not None and index in self._decoded:
+            return self._decoded[index]
+        wave, _ = read_audio(self.path(index), sample_rate=SAMPLE_RATE_HZ)
+        if self._decoded is not None:
+            self._decoded[index] = wave
+        return wave
 
 
 class SpoofingData(SpeechData):
@@ -73,6 +85,7 @@ class SpoofingData(SpeechData):
         root: str,
         crop_samples: int,
         eval_samples: int | None,
+        in_memory: bool,
         asv_scores: Literal["auto", "require", "none"],
         batch_size: int,
         eval_batch_size: int,
@@ -89,7 +102,8 @@ class SpoofingData(SpeechData):
             )
         super().__init__(batch_size, eval_batch_size, num_workers, on_bad_audio, max_bad_audio, seed, augment)
         self.root = Path(root).expanduser()
-        self.crop_samples, self.eval_samples, self.asv_scores = crop_samples, eval_samples, asv_scores
+        self.crop_samples, self.eval_samples = crop_samples, eval_samples
+        self.in_memory, self.asv_scores = in_memory, asv_scores
         self.test_sets = ["eval"]
         self._sets: dict[str, SpoofingTrials] = {}
 
@@ -130,9 +144,8 @@ class SpoofingData(SpeechData):
             require_both_classes(trials, protocol)
             training = set_name == "train"
             folder = self._base / f"ASVspoof2019_LA_{set_name}" / "flac"
-            found = SpoofingTrials(
-                trials, folder, self.crop_samples if training else self.eval_samples, training=training
-            )
+            length = self.crop_samples if training else self.eval_samples
+            found = SpoofingTrials(trials, folder, length, training=training, in_memory=self.in_memory)
             self._sets[set_name] = found
             self._check_files(found, protocol)
         return self._sets[set_name]

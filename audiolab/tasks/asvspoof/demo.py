@@ -128,7 +128,7 @@ def prepare_demo_corpus(
     all, whatever is interrupted and however many processes build at once; it is made again when the arguments or the
     code that makes it have changed. Raises `InputError` where ``root`` holds anything else, or espeak-ng is missing.
     """
-    root = Path(root).absolute()
+    root = Path(root).resolve()
     sizes = {"train": num_train, "dev": num_dev, "eval": num_eval}
     for split in _SPLITS:
         least = 3 * len(split.attacks)
