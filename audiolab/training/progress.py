@@ -22,6 +22,7 @@ class EpochLine(L.Callback):
 
     def __init__(self) -> None:
         self._started_s = 0.0
+        self._validated = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; a run resumed within an epoch has no start of that epoch."""
@@ -30,6 +31,11 @@ class EpochLine(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._started_s = time.perf_counter()
+        self._validated = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that the metrics are of this epoch."""
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the line; validation has run by now."""
@@ -37,7 +43,7 @@ class EpochLine(L.Callback):
             return
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         shown = [f"loss {values['train/loss_epoch']:.4f}"] if "train/loss_epoch" in values else []
-        for set_name in trainer.datamodule.val_sets:
+        for set_name in trainer.datamodule.val_sets if self._validated else []:
             metric, form = next(iter(pl_module.headline.items()))
             if f"{set_name}/{metric}" in values:
                 shown.append(f"{set_name} {form.format(values[f'{set_name}/{metric}'])}")
