@@ -26,6 +26,7 @@ QUICK = [
     "task=asvspoof",
     "model=asvspoof/sinc_small",
     "data=asvspoof/la_mini",
+    "augment=asvspoof/rawboost5",
     "trainer=cpu",
     "trainer.log_every_n_steps=1",
     "data.batch_size=4",
