@@ -19,7 +19,7 @@ from audiolab.tracking import close_loggers
 from audiolab.training.checkpoints import load_weights, read_checkpoint
 from audiolab.training.data import SpeechData
 from audiolab.training.evaluation import Evaluation
-from audiolab.training.plan import print_plan
+from audiolab.training.plan import TIMED_STEPS, StepClock, print_plan
 from audiolab.training.position import Position
 from audiolab.training.progress import EpochLine, progress_bar
 from audiolab.training.task import Task
@@ -157,8 +157,19 @@ def load_task(run: RunFolder) -> Task:
 
 
 def plan(config: dict[str, Any]) -> None:
-    """Print what a run would cost; nothing is trained or written."""
-    print_plan(config, build_task(config), prepare(config))
+    """Print what a run would cost, with a few timed steps on one device; nothing is kept or written."""
+    data, task, clock = prepare(config), build_task(config), StepClock()
+    options = {**config["trainer"], "max_epochs": -1, "max_steps": TIMED_STEPS + 2, "limit_val_batches": 0}
+    trainer = L.Trainer(
+        **{**options, "accumulate_grad_batches": 1, "devices": 1, "strategy": "auto"},
+        callbacks=[clock, *progress_bar()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=bool(progress_bar()),
+        use_distributed_sampler=False,
+    )
+    print_plan(config, task, data, trainer, clock)
 
 
 def report(run: RunFolder) -> None:

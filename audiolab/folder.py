@@ -18,7 +18,7 @@ from audiolab import config as conf
 from audiolab.errors import InputError
 from audiolab.reporting.scores import write_text
 
-_PACKAGES = ("torch", "torchaudio", "lightning", "hydra-core", "transformers", "numpy", "scipy", "soundfile")
+_PACKAGES = ("torch", "lightning", "hydra-core", "transformers", "numpy", "scipy", "soundfile")
 _NOT_SAVED = ("plan", "outputs")  # options of the command, not of the run
 
 

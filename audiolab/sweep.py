@@ -75,7 +75,8 @@ def _summary(
         options = conf.job_options(job, swept)
         states.append({"options": options, "state": "finished" if results else "failed", "metrics": results or {}})
     headline = locate(configs[0]["module"]["_target_"]).headline
-    console().print(sweep_table(states, swept, headline, f"sweep {configs[0]['task']}/{name}"))
+    quoted = dict(list(headline.items())[:2])  # all of them are in each job's metrics.json
+    console().print(sweep_table(states, swept, quoted, f"sweep {configs[0]['task']}/{name}"))
     failed = [str(folder) for folder, state in zip(folders, states, strict=True) if state["state"] == "failed"]
     if "wandb" in (configs[0]["logger"] or {}):
         from audiolab.tracking import log_sweep

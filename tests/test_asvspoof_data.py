@@ -217,7 +217,7 @@ def test_too_many_bad_files_end_the_run(tiny_la: Path):
         victim.write_bytes(b"")
     data = corpus(tiny_la, on_bad_audio="skip", max_bad_audio=0.1)
     data.setup("fit")
-    with pytest.raises(InputError, match=r"6 of 56 audio files cannot be used and max_skipped=0.1 allows 5"):
+    with pytest.raises(InputError, match=r"6 of 56 audio files cannot be used and max_bad_audio=0.1 allows 5"):
         drain(data)
 
 

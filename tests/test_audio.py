@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from audiolab.audio import io
-from audiolab.audio.io import AudioError, BadAudioPolicy, audio_info, read_audio, split_bad_audio, write_audio
+from audiolab.audio.io import AudioError, BadAudioPolicy, audio_info, read_audio, write_audio
 from audiolab.audio.level import normalize_peak, normalize_rms, peak_dbfs, rms_dbfs, rms_gain
 from audiolab.audio.resample import resample
 from audiolab.errors import InputError
@@ -314,7 +314,8 @@ class _Files(Dataset):
 
 
 def _collate(items: list) -> dict:
-    good, errors = split_bad_audio(items)
+    good = [item for item in items if not isinstance(item, AudioError)]
+    errors = [item for item in items if isinstance(item, AudioError)]
     return {"wave_bt": torch.stack(good) if good else torch.zeros(0, 8000), "bad_audio": errors}
 
 
@@ -324,7 +325,7 @@ def test_worker_processes_hand_over_bad_files_once_each(num_workers, shared, spe
     header_only = _broken("flac with only a header", tmp_path, speech)
     missing = tmp_path / "missing.flac"
     dataset = _Files([*good[:3], header_only, *good[3:], missing])
-    policy = BadAudioPolicy("skip", max_skipped=0.25, num_files=len(dataset))
+    policy = BadAudioPolicy("skip", max_bad_audio=0.25, num_files=len(dataset))
     for _epoch in range(2):
         num_good = 0
         for batch in DataLoader(dataset, batch_size=3, num_workers=num_workers, collate_fn=_collate):
@@ -344,16 +345,17 @@ def test_policy_raises_at_the_first_or_above_the_cap():
     errors = [AudioError(f"{name} is empty. Copy it.", name, "is empty") for name in "abc"]
     with pytest.raises(AudioError, match="a is empty"):
         BadAudioPolicy("raise").handle(errors[0])
-    policy = BadAudioPolicy("skip", max_skipped=2, num_files=10)
+    policy = BadAudioPolicy("skip", max_bad_audio=2, num_files=10)
     for error in (errors[0], errors[0], errors[1], errors[1]):
         policy.handle(error)
-    with pytest.raises(InputError, match=r"3 of 10 audio files cannot be used and max_skipped=2 allows 2.*c is empty"):
+    with pytest.raises(InputError, match=r"3 of 10 audio files .* max_bad_audio=2 allows 2.*c is empty"):
         policy.handle(errors[2])
     with pytest.raises(InputError, match="allows 0"):
-        BadAudioPolicy("skip", max_skipped=0.01, num_files=99).handle(errors[0])
-    assert BadAudioPolicy("skip", max_skipped=0.01, num_files=100).cap == 1
-    for wrong in ({"mode": "ignore"}, {"max_skipped": -1}, {"max_skipped": 1.5}, {"mode": "skip", "max_skipped": 0.1}):
-        with pytest.raises(InputError, match=r"on_bad_audio|max_skipped"):
+        BadAudioPolicy("skip", max_bad_audio=0.01, num_files=99).handle(errors[0])
+    assert BadAudioPolicy("skip", max_bad_audio=0.01, num_files=100).cap == 1
+    share = {"mode": "skip", "max_bad_audio": 0.1}  # of an unknown number of files
+    for wrong in ({"mode": "ignore"}, {"max_bad_audio": -1}, {"max_bad_audio": 1.5}, share):
+        with pytest.raises(InputError, match=r"on_bad_audio|max_bad_audio"):
             BadAudioPolicy(**wrong)
 
 

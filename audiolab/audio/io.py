@@ -8,12 +8,12 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 import soundfile as sf
@@ -157,20 +157,15 @@ def write_audio(
 class BadAudioPolicy:
     """What a data set does about files that `read_audio` refuses: ``raise`` at the first, or ``skip`` up to a cap.
 
-    ``max_skipped`` is a number of files, or, below 1.0, a share of ``num_files``. Each file counts once however often
+    ``max_bad_audio`` is a number of files, or, below 1.0, a share of ``num_files``. Each file counts once however often
     it is met; above the cap, `handle` raises. ``skipped`` maps each file to its reason.
 
-    Worker processes of a DataLoader only pass the errors on, so that the main process counts them:
-
-    1. the dataset returns the error as the item: ``except AudioError as error: return error``;
-    2. the collate function (still in the worker) calls `split_bad_audio` and adds the errors to what it makes of the
-       good items, as ``batch["bad_audio"]``; a batch may have no good item at all;
-    3. the main process (in Lightning: ``on_before_batch_transfer``) takes them out again:
-       ``for error in batch.pop("bad_audio"): policy.handle(error)``.
+    Worker processes of a DataLoader pass the errors on as items, so that the main process counts them
+    (`audiolab.training.data`).
 
     With several processes of training each has its own policy and counts the files that it met itself.
 
-    >>> policy = BadAudioPolicy("skip", max_skipped=1)
+    >>> policy = BadAudioPolicy("skip", max_bad_audio=1)
     >>> policy.handle(AudioError("a.wav is empty.", "a.wav", "is empty"))
     >>> policy.handle(AudioError("a.wav is empty.", "a.wav", "is empty"))
     >>> policy.skipped
@@ -178,25 +173,25 @@ class BadAudioPolicy:
     """
 
     def __init__(
-        self, mode: Literal["raise", "skip"] = "raise", max_skipped: float = 0.01, num_files: int | None = None
+        self, mode: Literal["raise", "skip"] = "raise", max_bad_audio: float = 0.01, num_files: int | None = None
     ) -> None:
         if mode not in ("raise", "skip"):
             raise InputError(f"on_bad_audio is {mode!r}: it must be 'raise' or 'skip'.")
-        is_share = 0 < max_skipped < 1
-        if max_skipped < 0 or not (is_share or float(max_skipped).is_integer()):
-            raise InputError(f"max_skipped is {max_skipped}: give a number of files, or a share between 0 and 1.")
+        is_share = 0 < max_bad_audio < 1
+        if max_bad_audio < 0 or not (is_share or float(max_bad_audio).is_integer()):
+            raise InputError(f"max_bad_audio is {max_bad_audio}: give a number of files, or a share between 0 and 1.")
         if mode == "skip" and is_share and num_files is None:
-            raise InputError(f"max_skipped={max_skipped} is a share, so num_files must say of how many files.")
+            raise InputError(f"max_bad_audio={max_bad_audio} is a share, so num_files must say of how many files.")
         self.mode = mode
-        self.max_skipped = max_skipped
+        self.max_bad_audio = max_bad_audio
         self.num_files = num_files
         self.skipped: dict[str, str] = {}
 
     @property
     def cap(self) -> int:
         """The number of files that may be skipped."""
-        share = self.num_files if 0 < self.max_skipped < 1 else 1
-        return math.floor(self.max_skipped * (share or 0))
+        share = self.num_files if 0 < self.max_bad_audio < 1 else 1
+        return math.floor(self.max_bad_audio * (share or 0))
 
     def handle(self, error: AudioError) -> None:
         """Raise the error, or count its file as skipped and raise `InputError` once there are too many."""
@@ -209,8 +204,8 @@ class BadAudioPolicy:
         if len(self.skipped) > self.cap:
             of = "" if self.num_files is None else f" of {self.num_files}"
             raise InputError(
-                f"{len(self.skipped)}{of} audio files cannot be used and max_skipped={self.max_skipped} allows "
-                f"{self.cap}; the last one: {error} Repair or remove them, or raise max_skipped."
+                f"{len(self.skipped)}{of} audio files cannot be used and max_bad_audio={self.max_bad_audio:g} allows "
+                f"{self.cap}; the last one: {error} Repair or remove them, or raise max_bad_audio."
             )
 
     def write_list(self, path: str | os.PathLike[str]) -> None:
@@ -220,22 +215,6 @@ class BadAudioPolicy:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("file", "reason"), *self.skipped.items()])
         temporary.replace(path)
-
-
-def split_bad_audio(items: Iterable[Any]) -> tuple[list[Any], list[AudioError]]:
-    """Split what a dataset returned into good items and the errors that stand for bad ones (see `BadAudioPolicy`).
-
-    >>> split_bad_audio([1, AudioError("x.wav is empty."), 2])
-    ([1, 2], [AudioError('x.wav is empty.')])
-    """
-    good: list[Any] = []
-    errors: list[AudioError] = []
-    for item in items:
-        if isinstance(item, AudioError):
-            errors.append(item)
-        else:
-            good.append(item)
-    return good, errors
 
 
 @contextmanager

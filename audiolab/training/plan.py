@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
 from rich.table import Table
 
 from audiolab.reporting.tables import console
@@ -17,18 +16,21 @@ from audiolab.training.task import Task
 TIMED_STEPS = 20
 
 
-class _Clock(L.Callback):
+class StepClock(L.Callback):
+    """Notes when each training step ends."""
+
     def __init__(self) -> None:
         self.stamps_s: list[float] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Take the time, of the device too."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.stamps_s.append(time.perf_counter())
 
 
-def print_plan(config: dict[str, Any], task: Task, data: SpeechData) -> None:
-    """Print parameters per optimiser group, steps, time from 20 timed steps, memory and disk; nothing is kept."""
+def print_plan(config: dict[str, Any], task: Task, data: SpeechData, trainer: L.Trainer, clock: StepClock) -> None:
+    """Print parameters per optimiser group, steps, time, memory and disk; `trainer` runs the few timed steps."""
     groups = task.optimization.parameter_groups(task)
     total = sum(p.numel() for p in task.model.parameters())
     table = Table(title=f"plan: {config['task']} / {config['recipe']}", title_justify="left")
@@ -41,16 +43,6 @@ def print_plan(config: dict[str, Any], task: Task, data: SpeechData) -> None:
     terminal = console()
     terminal.print(table)
 
-    clock = _Clock()
-    options = {**config["trainer"], "max_epochs": -1, "max_steps": TIMED_STEPS + 2, "limit_val_batches": 0}
-    trainer = L.Trainer(
-        **{**options, "accumulate_grad_batches": 1, "devices": 1, "strategy": "auto"},
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[clock, TQDMProgressBar()],
-    )
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer.fit(task, data)

@@ -133,10 +133,7 @@ class SpoofingDetection(Task):
         metrics = cls.metrics(table)
         set_name = table.attrs.get("set", "scores")
         attacks = sorted(set(table.loc[~genuine, "attack"]))
-        intervals = [
-            (metrics.get(f"attack/{a}/eer_low", math.nan), metrics.get(f"attack/{a}/eer_high", math.nan))
-            for a in attacks
-        ]
+        ends = [[metrics.get(f"attack/{a}/eer_{end}", math.nan) / 100 for end in ("low", "high")] for a in attacks]
         return {
             "det": det_plot({set_name: (score[genuine], score[~genuine])}, title=f"DET, {set_name}"),
             "histogram": score_histogram(
@@ -144,9 +141,9 @@ class SpoofingDetection(Task):
             ),
             "attacks": attack_bars(
                 attacks,
-                [metrics[f"attack/{a}/eer"] for a in attacks],
-                None if np.isnan(intervals).any() else intervals,
-                overall=metrics["eer"],
+                [metrics[f"attack/{a}/eer"] / 100 for a in attacks],
+                None if np.isnan(ends).any() else ends,
+                overall=metrics["eer"] / 100,
                 title=f"EER by attack, {set_name}",
             ),
         }

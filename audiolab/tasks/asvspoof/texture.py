@@ -1,9 +1,11 @@
 """The texture stream: how band levels move in windows far shorter than a pitch period, as statistics of an utterance.
 
-A 3 ms window every 0.75 ms follows the waveform inside each pitch period: the burst of a glottal closure and the decay
-after it. Rendering speech again (a vocoder, a filter bank, cross-faded units) smears those bursts whatever the method,
-so these statistics generalise to attacks that training has not seen. Statistics of band levels as a description of a
-sound: McDermott and Simoncelli, "Sound texture perception via statistics of the auditory periphery", Neuron 2011.
+A 3 ms window every 0.75 ms follows the waveform inside each pitch period, where a spectrogram's long windows see an
+average. That rendering speech again (a vocoder, a filter bank, cross-faded units) changes these statistics whatever the
+method is a hypothesis: what is measured is that they generalise to attacks that training has not seen on la_mini, where
+every spoof also went through one matching of spectrum and noise floor (README.md). Statistics of band levels as a
+description of a sound: McDermott and Simoncelli, "Sound texture perception via statistics of the auditory periphery",
+Neuron 2011.
 
 Shapes: b batch, t samples, n short frames, f bins, k bands, s segments, d statistics.
 """
