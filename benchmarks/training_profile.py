@@ -1,8 +1,9 @@
 """Where the time of training on la_mini goes: python benchmarks/training_profile.py [option=value ...]
 
 Trains a few epochs of experiment=asvspoof/la_mini and splits the wall time of the training loop into waiting for data,
-Trains a few epochs of experiment=asvspoof/la_mini and splits the wall time of the training loop into waiting for
-data, """
+the model's steps and the rest; with the CPU time of the process over wall time and cores. Options are those of
+audiolab.run.
+"""
 
 from __future__ import annotations
 

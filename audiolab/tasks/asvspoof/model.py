@@ -150,7 +150,7 @@ class TextureDetector(SpoofModel):
     """Statistics of short-window band levels, a small projection, optional BiMamba blocks over segments, the same head.
 
     The options are those of `TextureStream`, `TextureProjection`, `BiMambaBlock` and `AttentionPoolingHead`; with the
-    defaults 39,525 parameters. For little data and CPUs: it learns from hundreds of utterances in minutes.
+    defaults 39,515 parameters. For little data and CPUs: it learns from hundreds of utterances in minutes.
 
     >>> import torch
     >>> TextureDetector()(torch.zeros(2, 16000)).shape
