@@ -135,6 +135,12 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> dict[str
         raise _explained(error, parsed, overrides, folders) from error
 
 
+def compose_run(overrides: Sequence[str], name: str, config_dir: str | None = None) -> dict[str, Any]:
+    """Compose the plain dict of one run named `name`; a job of a sweep is named `<sweep>/<job>`."""
+    config = compose([text for text in overrides if not text.startswith(("name=", "hydra.", "hydra/"))], config_dir)
+    return {**config, "name": name, "recipe": config["recipe"] or default_recipe(overrides)}
+
+
 def _hydra(overrides: Sequence[str], folders: Sequence[Path]) -> Any:
     search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]"] if folders[1:] else []
     with initialize_config_dir(str(folders[0]), version_base="1.3"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from audiolab import config as conf
 from audiolab.command import run_command
@@ -39,9 +38,8 @@ def main(argv: Sequence[str]) -> int:
     recipe = conf.default_recipe(overrides)
     name = conf.value_of(overrides, "name") or f"{recipe.replace(',', '+')}-{datetime.now():%Y%m%d-%H%M%S}"
     conf.check_name(name)
-    common = [f"hydra.searchpath=[file://{config_dir}]"] if config_dir else []
     if "multirun" not in flags:
-        config = compose_job(overrides, name, config_dir)
+        config = conf.compose_run(overrides, name, config_dir)
         if "cfg" in flags:
             from omegaconf import OmegaConf
 
@@ -53,14 +51,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     from audiolab.sweep import run_sweep
 
-    return run_sweep([*overrides, *common], swept, name, config_dir)
-
-
-def compose_job(overrides: Sequence[str], name: str, config_dir: str | None = None) -> dict[str, Any]:
-    """Compose the plain dict of one run; a job of a sweep is named `<sweep>/<job>`."""
-    config = conf.compose([text for text in overrides if not text.startswith(("name=", "hydra."))], config_dir)
-    recipe = config["recipe"] or conf.default_recipe(overrides)
-    return {**config, "name": name, "recipe": recipe}
+    return run_sweep(overrides, swept, name, config_dir)
 
 
 def _split(argv: Sequence[str]) -> tuple[set[str], list[str], str | None]:

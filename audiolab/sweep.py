@@ -17,7 +17,6 @@ from audiolab.errors import InputError
 from audiolab.folder import RunFolder
 from audiolab.launch import launch
 from audiolab.reporting.tables import console, sweep_table
-from audiolab.run import compose_job
 
 
 def run_sweep(overrides: Sequence[str], swept: Sequence[str], name: str, config_dir: str | None) -> int:
@@ -26,7 +25,9 @@ def run_sweep(overrides: Sequence[str], swept: Sequence[str], name: str, config_
     Returns the exit code: 1 when a job failed.
     """
     jobs, _ = conf.expand(overrides)
-    configs = [_job_config(job, swept, name, config_dir) for job in jobs]  # all are checked before the first starts
+    configs = [
+        conf.compose_run(job, f"{name}/{conf.job_name(job, swept)}", config_dir) for job in jobs
+    ]  # all are checked before the first starts
     folders = [Path(config["outputs"]) / config["task"] / config["name"] for config in configs]
     if len(set(folders)) < len(folders):
         raise InputError("two jobs of this sweep would share a folder: their swept values differ only in punctuation")
@@ -55,11 +56,6 @@ def run_sweep(overrides: Sequence[str], swept: Sequence[str], name: str, config_
     if configs[0]["plan"]:
         return 0
     return _summary(jobs, swept, configs, folders, name)
-
-
-def _job_config(job: Sequence[str], swept: Sequence[str], name: str, config_dir: str | None) -> dict[str, Any]:
-    job = [text for text in job if not text.startswith(("name=", "hydra.", "hydra/"))]
-    return compose_job(job, f"{name}/{conf.job_name(job, swept)}", config_dir)
 
 
 def _summary(

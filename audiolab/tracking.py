@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
+from audiolab.reporting.tables import breakdowns
 
 
 class MetricsCsv(Logger):
@@ -193,17 +194,3 @@ def log_evaluation(
                 content[f"{set_name}/{name}"] = client.Image(figure)
             logger.experiment.log(content)
             logger.experiment.summary.update({f"{set_name}/{k}": v for k, v in metrics.items() if "/" not in k})
-
-
-def breakdowns(metrics: Mapping[str, float]) -> dict[str, pd.DataFrame]:
-    """Turn keys `group/member/metric` into one table a group, a row a member.
-
-    >>> breakdowns({"eer": 2.0, "attack/A07/eer": 1.0, "attack/A08/eer": 3.0})["attack"]["eer"].tolist()
-    [1.0, 3.0]
-    """
-    cells: dict[str, dict[str, dict[str, float]]] = {}
-    for key, value in metrics.items():
-        if key.count("/") == 2:
-            group, member, metric = key.split("/")
-            cells.setdefault(group, {}).setdefault(member, {})[metric] = value
-    return {group: pd.DataFrame.from_dict(rows, orient="index") for group, rows in cells.items()}

@@ -18,9 +18,9 @@ from lightning.pytorch.profilers import SimpleProfiler
 from rich.table import Table
 
 from audiolab import engine
+from audiolab.config import compose_run
 from audiolab.folder import RunFolder
 from audiolab.reporting.tables import console
-from audiolab.run import compose_job
 
 EPOCHS = 6
 
@@ -44,7 +44,7 @@ class Clock(L.Callback):
 def main(overrides: list[str]) -> None:
     base = ["experiment=asvspoof/la_mini", f"trainer.max_epochs={EPOCHS}", "trainer.check_val_every_n_epoch=100"]
     with tempfile.TemporaryDirectory() as outputs:
-        config = compose_job([*base, f"outputs={outputs}", *overrides], "profile")
+        config = compose_run([*base, f"outputs={outputs}", *overrides], "profile")
         data, task = engine.prepare(config), engine.build_task(config)
         run = RunFolder.create(config)
         trainer = engine.build_trainer(config, run.path, run, training=True)

@@ -50,7 +50,7 @@ def test_random_draws_come_from_generators(path: Path):
 def test_help_and_composition_load_neither_torch_nor_lightning():
     code = (
         "import sys, audiolab.run as r; r.main(['--help']); r.main([]); "
-        "r.compose_job(['task=asvspoof'], 'x'); "
+        "r.conf.compose_run(['task=asvspoof'], 'x'); "
         "print([m for m in ('torch', 'lightning', 'numpy', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

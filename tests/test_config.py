@@ -8,7 +8,7 @@ import pytest
 
 from audiolab import build, config, engine
 from audiolab.errors import InputError
-from audiolab.run import compose_job, main
+from audiolab.run import main
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = config.choices("experiment", [CONF])
@@ -59,13 +59,13 @@ def test_a_slip_is_answered_with_the_nearest_valid_name(overrides: list[str], ex
 )
 def test_sections_are_checked_against_the_classes_they_build(overrides: list[str], expected: str):
     with pytest.raises(InputError, match=expected.replace("(", r"\(")):
-        engine.check(compose_job(["task=asvspoof", *overrides], "x"))
+        engine.check(config.compose_run(["task=asvspoof", *overrides], "x"))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_recipe_composes_and_fits_its_classes(experiment: str):
     overrides = [f"experiment={experiment}", "data.root=/corpus"]
-    engine.check(compose_job(overrides, "x"))
+    engine.check(config.compose_run(overrides, "x"))
     header = (CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
     for word in ("# ", "machine", "command"):
         assert word in header.lower()
@@ -75,14 +75,14 @@ def test_every_recipe_composes_and_fits_its_classes(experiment: str):
 def test_every_keyword_of_a_model_appears_in_its_yaml(model: str):
     import inspect
 
-    composed = compose_job([f"task={model.split('/')[0]}", f"model={model}"], "x")
+    composed = config.compose_run([f"task={model.split('/')[0]}", f"model={model}"], "x")
     engine.check(composed)
     parameters = inspect.signature(build.locate(composed["model"]["_target_"])).parameters
     assert set(composed["model"]) - {"_target_"} == set(parameters)
 
 
 def test_an_experiment_picks_the_task_and_the_command_line_has_the_last_word():
-    composed = compose_job(["experiment=asvspoof/la_mini", "seed=7"], "x")
+    composed = config.compose_run(["experiment=asvspoof/la_mini", "seed=7"], "x")
     assert composed["task"] == "asvspoof"
     assert composed["recipe"] == "la_mini"
     assert composed["seed"] == 7
@@ -92,10 +92,10 @@ def test_an_experiment_picks_the_task_and_the_command_line_has_the_last_word():
 def test_users_add_their_own_configs(tmp_path: Path):
     (tmp_path / "data" / "asvspoof").mkdir(parents=True)
     (tmp_path / "data" / "asvspoof" / "mine.yaml").write_text("defaults: [asvspoof/la2019@_here_]\nroot: /mine\n")
-    composed = compose_job(["task=asvspoof", "data=asvspoof/mine"], "x", str(tmp_path))
+    composed = config.compose_run(["task=asvspoof", "data=asvspoof/mine"], "x", str(tmp_path))
     assert composed["data"]["root"] == "/mine"
     with pytest.raises(InputError, match="not a folder"):
-        compose_job(["task=asvspoof"], "x", str(tmp_path / "nothing"))
+        config.compose_run(["task=asvspoof"], "x", str(tmp_path / "nothing"))
 
 
 def test_without_arguments_the_tasks_are_listed(capsys: pytest.CaptureFixture[str]):

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
-
-from audiolab.tracking import breakdowns
 
 
 def console() -> Console:
@@ -25,6 +24,20 @@ def headline_lines(metrics: Mapping[str, float], headline: Mapping[str, str]) ->
     ['EER 12.34 %']
     """
     return [form.format(metrics[name]) for name, form in headline.items() if name in metrics]
+
+
+def breakdowns(metrics: Mapping[str, float]) -> dict[str, pd.DataFrame]:
+    """Turn keys `group/member/metric` into one table a group, a row a member.
+
+    >>> breakdowns({"eer": 2.0, "attack/A07/eer": 1.0, "attack/A08/eer": 3.0})["attack"]["eer"].tolist()
+    [1.0, 3.0]
+    """
+    cells: dict[str, dict[str, dict[str, float]]] = {}
+    for key, value in metrics.items():
+        if key.count("/") == 2:
+            group, member, metric = key.split("/")
+            cells.setdefault(group, {}).setdefault(member, {})[metric] = value
+    return {group: pd.DataFrame.from_dict(rows, orient="index") for group, rows in cells.items()}
 
 
 def results_table(results: Mapping[str, Mapping[str, float]], headline: Mapping[str, str], title: str) -> Table:
