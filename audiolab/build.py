@@ -58,8 +58,8 @@ def check_signature(callable_: Any, options: Mapping[str, Any], where: str, give
             hint = f"did you mean {where}.{close[0]}?" if close else f"its options are {', '.join(named)}"
             raise InputError(f"{where}.{key} is not an option of {name}: {hint}")
         if key in parameters and not _fits(value, _annotation(callable_, key)):
-            expected, got = parameters[key].annotation, type(value).__name__
-            raise InputError(f"{where}.{key}={value!r} does not fit {name}: expected {expected}, got {got}")
+            expected = _words(_annotation(callable_, key))
+            raise InputError(f"{where}.{key}={value!r} does not fit {name}: expected {expected}")
     required = [n for n in named if parameters[n].default is inspect.Parameter.empty]
     missing = [n for n in required if n not in options and n not in given]
     if missing:
@@ -101,3 +101,17 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation is None:
         return value is None
     return True
+
+
+def _words(annotation: Any) -> str:
+    """Say in words what fits an annotation."""
+    parts = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return ", ".join(map(str, parts))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return ", ".join(dict.fromkeys(_words(part) for part in parts))
+    if annotation in (None, type(None)):
+        return "null"
+    return {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}.get(
+        getattr(annotation, "__name__", ""), str(annotation)
+    )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from audiolab import build as builder
 from audiolab.errors import InputError
@@ -51,12 +53,13 @@ def check(config: dict[str, Any]) -> None:
         raise InputError(f"seed={config['seed']!r} does not fit: give a whole number from 0 up")
 
 
-def prepare(config: dict[str, Any]) -> SpeechData:
-    """Make what the data needs and read its protocols, so that errors come before anything is written."""
-    data = build_data(config)
+def prepare(config: dict[str, Any]) -> tuple[SpeechData, Task]:
+    """Build trainer, model and data and read the protocols once, so that errors come before anything is written."""
+    make_trainer(config, logger=False, enable_checkpointing=False)
+    task, data = build_task(config), build_data(config)
     data.prepare_data()
     data.setup("fit")
-    return data
+    return data, task
 
 
 def build_data(config: dict[str, Any]) -> SpeechData:
@@ -83,17 +86,32 @@ def build_trainer(config: dict[str, Any], folder: Path, run: RunFolder | None, *
     if training and run is not None:
         callbacks += [Position(config["seed"]), EpochLine(), *_callbacks(config, run)]
         loggers = [builder.build(section, run=run) for section in (config["logger"] or {}).values()]
-    callbacks += progress_bar()
-    return L.Trainer(
-        **config["trainer"],
-        callbacks=callbacks,
-        logger=loggers,
-        default_root_dir=folder,
-        use_distributed_sampler=False,  # it pads, and a padded set has another EER
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        enable_progress_bar=bool(progress_bar()),
-    )
+    return make_trainer(config, callbacks=callbacks, logger=loggers, default_root_dir=folder)
+
+
+def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), **more: Any) -> L.Trainer:
+    """Build a Trainer from the trainer section and our own arguments.
+
+    Raises InputError for options that do not fit this machine or one another.
+    """
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        for handler in list(logging.getLogger(name).handlers):
+            if not isinstance(handler, logging.FileHandler):  # repeats lines under Hydra and buries ours
+                logging.getLogger(name).removeHandler(handler)
+    try:
+        return L.Trainer(
+            **{**config["trainer"], **more},
+            callbacks=[*callbacks, *progress_bar()],
+            use_distributed_sampler=False,  # it pads, and a padded set has another EER
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=bool(progress_bar()),
+        )
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise InputError(
+            f"the trainer options cannot be used here: {str(error).strip().splitlines()[0]} "
+            "(trainer=auto takes what the machine has)"
+        ) from error
 
 
 def train(folder: str) -> dict[str, dict[str, float]]:
@@ -158,17 +176,10 @@ def load_task(run: RunFolder) -> Task:
 
 def plan(config: dict[str, Any]) -> None:
     """Print what a run would cost, with a few timed steps on one device; nothing is kept or written."""
-    data, task, clock = prepare(config), build_task(config), StepClock()
-    options = {**config["trainer"], "max_epochs": -1, "max_steps": TIMED_STEPS + 2, "limit_val_batches": 0}
-    trainer = L.Trainer(
-        **{**options, "accumulate_grad_batches": 1, "devices": 1, "strategy": "auto"},
-        callbacks=[clock, *progress_bar()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=bool(progress_bar()),
-        use_distributed_sampler=False,
-    )
+    (data, task), clock = prepare(config), StepClock()
+    few = {"max_epochs": -1, "max_steps": TIMED_STEPS + 2, "limit_val_batches": 0, "accumulate_grad_batches": 1}
+    one = {"devices": 1, "strategy": "auto", "logger": False, "enable_checkpointing": False}
+    trainer = make_trainer(config, callbacks=[clock], **few, **one)
     print_plan(config, task, data, trainer, clock)
 
 
@@ -221,10 +232,6 @@ class log_to:  # noqa: N801 - reads as a verb where it is used
         for logger in self.loggers:
             logger.setLevel(logging.INFO)
             logger.addHandler(self.handler)
-        for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-            # Lightning's console handlers repeat every line under Hydra and bury ours
-            for handler in [h for h in logging.getLogger(name).handlers if h is not self.handler]:
-                logging.getLogger(name).removeHandler(handler)
 
     def __exit__(self, *exception: object) -> None:
         if exception[1] is not None:

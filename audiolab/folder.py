@@ -67,12 +67,13 @@ class RunFolder:
         if path.exists() and any(path.iterdir()):
             run = cls.open(path)
             differing = sorted(_differences(run.config, saved))
-            if differing:
+            if not differing:
+                return run
+            if (path / "checkpoints").exists():  # else it stopped before its first checkpoint: nothing is lost
                 raise InputError(
                     f"{path} holds a run with other options ({', '.join(differing[:3])}): "
                     f"choose another name=, or delete the folder to start again"
                 )
-            return run
         try:
             path.mkdir(parents=True, exist_ok=True)
             write_text(path / "command.txt", " ".join(sys.orig_argv) + "\n")

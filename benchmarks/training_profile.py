@@ -45,7 +45,7 @@ def main(overrides: list[str]) -> None:
     base = ["experiment=asvspoof/la_mini", f"trainer.max_epochs={EPOCHS}", "trainer.check_val_every_n_epoch=100"]
     with tempfile.TemporaryDirectory() as outputs:
         config = compose_run([*base, f"outputs={outputs}", *overrides], "profile")
-        data, task = engine.prepare(config), engine.build_task(config)
+        data, task = engine.prepare(config)
         run = RunFolder.create(config)
         trainer = engine.build_trainer(config, run.path, run, training=True)
         trainer.profiler = SimpleProfiler()

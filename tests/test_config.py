@@ -62,6 +62,25 @@ def test_sections_are_checked_against_the_classes_they_build(overrides: list[str
         engine.check(config.compose_run(["task=asvspoof", *overrides], "x"))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.batch_size=0"], "data.batch_size=0 does not fit"),
+        (["data.num_workers=-1"], "data.num_workers=-1 does not fit"),
+        (["optimizer.lr=-1"], "give a positive rate"),
+        (["trainer.precision=fp7"], "trainer.precision='fp7' does not fit Trainer: expected 64, 32, 16"),
+        (["trainer.accelerator=mps"], "trainer options cannot be used here"),
+        (["model.num_bands=7"], "num_bands=7 does not divide"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_before_anything_is_written(
+    overrides: list[str], expected: str, la_mini: Path, tmp_path: Path
+):
+    with pytest.raises(InputError, match=expected):
+        main(["task=asvspoof", "data=asvspoof/la_mini", f"data.root={la_mini}", f"outputs={tmp_path}", *overrides])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_recipe_composes_and_fits_its_classes(experiment: str):
     overrides = [f"experiment={experiment}", "data.root=/corpus"]

@@ -256,6 +256,13 @@ def test_errors_leave_nothing_half_written(tiny_la: Path, tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_never_reached_a_checkpoint_may_be_begun_again_with_other_options(tiny_la: Path, tmp_path: Path):
+    too_long = options(tiny_la, tmp_path, "name=again", "trainer.max_epochs=1", "data.crop_samples=300")
+    with pytest.raises(InputError, match="Give longer audio"):
+        run.main(too_long)
+    assert run.main(options(tiny_la, tmp_path, "name=again", "trainer.max_epochs=1")) == 0
+
+
 def test_a_corrupt_file_in_training_stops_or_is_counted(tiny_la: Path, tmp_path: Path):
     victim = sorted((tiny_la / "LA/ASVspoof2019_LA_train/flac").iterdir())[3]
     victim.write_bytes(victim.read_bytes()[:2000])

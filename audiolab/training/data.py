@@ -85,6 +85,13 @@ class SpeechData(L.LightningDataModule, ABC):
         augment: Augment | None = None,
     ) -> None:
         super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise InputError(f"data.{name}={value} does not fit: give {least} or more")
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.seed, self.augment = seed, augment
         self.on_bad_audio, self.max_bad_audio = on_bad_audio, max_bad_audio

@@ -43,6 +43,11 @@ class Optimization:
         floor_lr: float,
         groups: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
+        if lr <= 0 or weight_decay < 0 or not 0 <= warmup < 1:
+            raise InputError(
+                f"optimizer.lr={lr}, weight_decay={weight_decay}, warmup={warmup} do not fit: give a positive rate, "
+                "a decay from 0 and a warm-up share from 0 to below 1"
+            )
         self.lr, self.weight_decay, self.betas = lr, weight_decay, tuple(betas)
         self.warmup, self.warmup_start, self.floor_lr = warmup, warmup_start, floor_lr
         self.groups = {name: dict(group) for name, group in (groups or {}).items()}
