@@ -58,6 +58,8 @@ def predict(
             errors.append(f"{path}: {error}")
             continue
         found = {"file": str(path), **task.interpret(found, known)}
+        if not results:
+            print("  ".join(found))
         results.append(found)
         print("  ".join(str(value) if not isinstance(value, float) else f"{value:.4f}" for value in found.values()))
     if results:

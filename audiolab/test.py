@@ -68,14 +68,19 @@ def test_config(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, A
     """Return a run's config with another data section, or other options of its own one, and other trainer options."""
     from omegaconf import OmegaConf
 
+    from audiolab import build
+
     config = copy.deepcopy(config)
     parsed = conf.parse(overrides)
     for override in parsed:
         if override.key_or_group.split(".")[0] not in ("data", "trainer"):
             raise InputError(f"{override.input_line}: a test takes data=, data.<option>= and trainer.<option>= only")
     if any(override.key_or_group == "data" for override in parsed):
-        sections = conf.compose([f"task={config['task']}", *overrides])
-        config["data"] = sections["data"]
+        own, config["data"] = config["data"], conf.compose([f"task={config['task']}", *overrides])["data"]
+        given = {override.key_or_group for override in parsed}
+        for option in build.locate(config["data"]["_target_"]).options_of_the_run:
+            if option in own and f"data.{option}" not in given:
+                config["data"][option] = own[option]
         overrides = [text for text in overrides if text.startswith("trainer")]
         parsed = conf.parse(overrides)
     plain = OmegaConf.create(config)
@@ -93,8 +98,6 @@ def test_config(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, A
                 + (f"did you mean {close[0]}?" if close else f"see {key.split('.')[0]}: in its config.yaml")
             )
         OmegaConf.update(plain, key, override.value())
-    from audiolab import build
-
     config = OmegaConf.to_container(plain)  # type: ignore[assignment]
     build.check(config["data"], "data", given=("seed", "augment"))
     return config

@@ -157,7 +157,7 @@ def test_the_same_command_again_reports_and_other_options_are_refused(
 
 def test_test_prints_headlines_and_repeats_the_numbers(finished: Path, capsys: pytest.CaptureFixture[str]):
     root = RunFolder.open(finished).config["data"]["root"]
-    test.main([str(finished), "data=asvspoof/la2019", f"data.root={root}", "data.eval_samples=8000"])
+    test.main([str(finished), "data=asvspoof/la2019", f"data.root={root}"])  # eval_samples stays the run's
     lines = capsys.readouterr().out.splitlines()
     reported = json.loads((finished / "metrics.json").read_text())["eval"]
     assert f"EER {reported['eer']:.2f} %" in lines
@@ -189,12 +189,14 @@ def test_predict_scores_files_and_folders_of_any_kind(
     wave, rate = soundfile.read(source)
     stereo = np.stack([wave, wave], axis=1)
     soundfile.write(tmp_path / "stereo.wav", stereo, rate)
+    soundfile.write(tmp_path / "silence.wav", np.zeros(8000), rate)
     (tmp_path / "notes.txt").write_text("no audio")
     (tmp_path / "broken.flac").write_bytes(source.read_bytes()[:500])
     code = predict.main([str(finished), str(source), str(tmp_path), "-o", str(tmp_path / "out")])
     shown = capsys.readouterr()
-    assert code == 1  # one file could not be read
+    assert code == 1  # two files could not be used
     assert "broken.flac" in shown.err
+    assert "silence.wav: the recording is silent" in shown.err
     with (tmp_path / "out" / "predictions.csv").open() as file:
         rows = {Path(row["file"]).name: row for row in csv.DictReader(file)}
     assert set(rows) == {source.name, "stereo.wav"}

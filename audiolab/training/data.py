@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
@@ -73,6 +73,8 @@ class SpeechData(L.LightningDataModule, ABC):
 
     val_sets: list[str]
     test_sets: list[str]
+    options_of_the_run: ClassVar[tuple[str, ...]] = ("eval_batch_size",)
+    """Options that a test on another corpus keeps from the run, because the model was used with them."""
 
     def __init__(
         self,

@@ -78,6 +78,7 @@ class SpoofingData(SpeechData):
     `require` refuses to go without, `none` does not look.
     """
 
+    options_of_the_run = ("eval_batch_size", "eval_samples")
     val_sets = ["dev"]  # noqa: RUF012 - Lightning copies nothing; choose_test_sets replaces, never mutates
 
     def __init__(

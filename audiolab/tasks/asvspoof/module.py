@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from audiolab.audio.crop import fixed_length
-from audiolab.audio.level import normalize_rms
+from audiolab.audio.level import SILENCE_DBFS, normalize_rms, rms_dbfs
 from audiolab.audio.resample import resample
+from audiolab.errors import InputError
 from audiolab.metrics.bootstrap import eer_interval
 from audiolab.metrics.spoofing import AsvErrorRates, attack_table, evaluate
 from audiolab.reporting.plots import attack_bars, det_plot, score_histogram
@@ -157,7 +158,9 @@ class SpoofingDetection(Task):
 
     @torch.inference_mode()
     def infer(self, waveform: Tensor, sample_rate: int) -> dict[str, Any]:
-        """Score one recording, (time,) at any rate."""
+        """Score one recording, (time,) at any rate. Raises InputError for digital silence."""
+        if float(rms_dbfs(waveform)) < SILENCE_DBFS:
+            raise InputError("the recording is silent: there is no speech to judge")
         wave = waveform.detach().cpu().numpy().astype(np.float32)
         wave = resample(wave, sample_rate, SAMPLE_RATE_HZ) if sample_rate != SAMPLE_RATE_HZ else wave
         if self.eval_samples is not None:
