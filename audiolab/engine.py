@@ -49,6 +49,9 @@ def check(config: dict[str, Any]) -> None:
         for name, section in (config[group] or {}).items():
             builder.check(section, f"{group}.{name}", given=given)
     builder.check_signature(L.Trainer, config["trainer"], "trainer", given=_OWN_TRAINER_ARGUMENTS)
+    epochs = config["trainer"].get("max_epochs")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise InputError(f"trainer.max_epochs={epochs} does not fit: give a whole number from 1 up")
     if not isinstance(config["seed"], int) or config["seed"] < 0:
         raise InputError(f"seed={config['seed']!r} does not fit: give a whole number from 0 up")
 
@@ -59,6 +62,11 @@ def prepare(config: dict[str, Any]) -> tuple[SpeechData, Task]:
     task, data = build_task(config), build_data(config)
     data.prepare_data()
     data.setup("fit")
+    known = [f"{set_name}/{metric}" for set_name in data.val_sets for metric in task.headline]
+    if config["monitor"]["metric"] not in known:
+        raise InputError(
+            f"monitor.metric={config['monitor']['metric']} is never measured: there are {', '.join(known)}"
+        )
     return data, task
 
 
@@ -129,7 +137,7 @@ def train(folder: str) -> dict[str, dict[str, float]]:
         finally:
             close_loggers(trainer.loggers, finished=finished)
         if trainer.is_global_zero:
-            data.bad_audio.write_list(run.path / "bad_audio.csv")
+            write_bad_audio(data, run.path)
             run.finish(results)
     return results
 
@@ -156,6 +164,13 @@ def evaluate(trainer: L.Trainer, task: Task, data: SpeechData) -> dict[str, dict
     return evaluation_of(trainer).results
 
 
+def write_bad_audio(data: SpeechData, folder: Path) -> None:
+    """List the files that were left out, if any, and say how many."""
+    if data.bad_audio.skipped:
+        data.bad_audio.write_list(folder / "bad_audio.csv")
+        print(f"{len(data.bad_audio.skipped)} unreadable files were left out: {folder / 'bad_audio.csv'}")
+
+
 def write_results(folder: Path, results: dict[str, dict[str, float]]) -> None:
     """Write metrics.json of an evaluation outside a run."""
     write_text(folder / "metrics.json", json.dumps(results, indent=1))
@@ -179,6 +194,7 @@ def plan(config: dict[str, Any]) -> None:
     (data, task), clock = prepare(config), StepClock()
     few = {"max_epochs": -1, "max_steps": TIMED_STEPS + 2, "limit_val_batches": 0, "accumulate_grad_batches": 1}
     one = {"devices": 1, "strategy": "auto", "logger": False, "enable_checkpointing": False}
+    few["max_time"] = {"seconds": 30}
     trainer = make_trainer(config, callbacks=[clock], **few, **one)
     print_plan(config, task, data, trainer, clock)
 

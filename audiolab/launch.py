@@ -34,6 +34,7 @@ def launch(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
     if config["plan"]:
         engine.plan(config)
         return None
+    num_processes(config["trainer"])
     engine.prepare(config)
     return resume(RunFolder.create(config) if rank() == 0 else RunFolder.join(config))
 
@@ -64,7 +65,9 @@ def num_processes(trainer: dict[str, Any]) -> int:
     if isinstance(devices, list):
         return len(devices)
     try:
-        return int(devices)
+        if (num := int(devices)) < 1:
+            raise ValueError
+        return num
     except (TypeError, ValueError):
         raise InputError(f"trainer.devices={devices!r} is unknown: give a number, a list like [0,1], or auto") from None
 

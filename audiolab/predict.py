@@ -15,7 +15,7 @@ from audiolab.errors import InputError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print one line a file and write predictions.csv; returns 1 when a file could not be read."""
+    """Print one line a file and write predictions.csv; returns 2 when a file could not be used."""
     parser = argparse.ArgumentParser(prog="python -m audiolab.predict", description=__doc__)
     parser.add_argument("run", help="the run folder")
     parser.add_argument("inputs", nargs="+", help="audio files, or folders that are searched for them")
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     _, errors = predict(arguments.run, arguments.inputs, out=arguments.out)
     for error in errors:
         print(f"audiolab: {error}", file=sys.stderr)
-    return 1 if errors else 0
+    return 2 if errors else 0
 
 
 def predict(

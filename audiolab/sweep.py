@@ -52,7 +52,11 @@ def run_sweep(overrides: Sequence[str], swept: Sequence[str], name: str, config_
         f"hydra.searchpath=[file://{Path(config_dir).resolve()}]" if config_dir else "",
     ]
     sys.argv = [sys.argv[0], "-m", *(text for text in overrides if not text.startswith("name=")), *filter(None, own)]
-    hydra.main(version_base="1.3", config_path=str(conf.config_folder()), config_name="run")(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf.config_folder()), config_name="run")(job)()
+    except KeyboardInterrupt:
+        print(f"the sweep is stopped; the same command with name={name} goes on with all of its jobs")
+        raise
     if configs[0]["plan"]:
         return 0
     return _summary(jobs, swept, configs, folders, name)

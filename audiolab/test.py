@@ -59,6 +59,7 @@ def test(
         for table in breakdown_tables(set_name, metrics, task.headline):
             terminal.print(table)
     engine.write_results(folder, results)
+    engine.write_bad_audio(data, folder)
     engine.print_headline(results, type(task))
     print(f"scores and plots: {folder}")
     return results

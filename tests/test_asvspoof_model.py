@@ -420,7 +420,7 @@ def test_incomplete_or_wrong_folders_are_refused(tmp_path):
     def refuse(match, **options):
         with pytest.raises(InputError, match=match) as caught:
             WavLMStream(pretrained=str(tmp_path), **options)
-        assert "pretrained: null" in str(caught.value) or "Remove the option" in str(caught.value)
+        assert "pretrained=null" in str(caught.value) or "Remove the option" in str(caught.value)
 
     refuse("no config.json")
     saved = WavLMStream(pretrained=None, config=TINY_WAVLM).wavlm
@@ -445,7 +445,7 @@ def test_unreachable_hub_or_missing_folder_is_explained(monkeypatch, name):
     with pytest.raises(InputError) as caught:
         WavLMStream(pretrained=name)
     message = str(caught.value)
-    for part in (repr(name), "neither a folder here nor in the local", "network", "pretrained: null"):
+    for part in (repr(name), "neither a folder here nor in the local", "network", "pretrained=null"):
         assert part in message
 
 

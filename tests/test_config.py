@@ -71,6 +71,9 @@ def test_sections_are_checked_against_the_classes_they_build(overrides: list[str
         (["trainer.precision=fp7"], "trainer.precision='fp7' does not fit Trainer: expected 64, 32, 16"),
         (["trainer.accelerator=mps"], "trainer options cannot be used here"),
         (["model.num_bands=7"], "num_bands=7 does not divide"),
+        (["trainer.devices=0"], "trainer.devices=0 is unknown"),
+        (["trainer.max_epochs=0"], "whole number from 1 up"),
+        (["monitor.metric=dev/foo"], "is never measured: there are dev/eer"),
     ],
 )
 def test_values_that_cannot_work_are_refused_before_anything_is_written(
@@ -88,6 +91,21 @@ def test_every_recipe_composes_and_fits_its_classes(experiment: str):
     header = (CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
     for word in ("# ", "machine", "command"):
         assert word in header.lower()
+
+
+def test_a_mistyped_root_is_not_filled_with_the_built_in_corpus(tmp_path: Path):
+    with pytest.raises(InputError, match="choose data=asvspoof/la2019"):
+        main(["task=asvspoof", f"data.root={tmp_path / 'corpora'}", f"outputs={tmp_path / 'out'}"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_full_model_can_be_built_without_its_weights():
+    import torch
+
+    section = config.compose_run(["task=asvspoof", "model=asvspoof/dual_stream_se_mamba", "model.pretrained=null"], "x")
+    with torch.device("meta"):
+        model = build.build(section["model"])
+    assert sum(parameter.numel() for parameter in model.parameters()) == 317_119_070
 
 
 @pytest.mark.parametrize("model", MODELS)

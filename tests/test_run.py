@@ -194,7 +194,7 @@ def test_predict_scores_files_and_folders_of_any_kind(
     (tmp_path / "broken.flac").write_bytes(source.read_bytes()[:500])
     code = predict.main([str(finished), str(source), str(tmp_path), "-o", str(tmp_path / "out")])
     shown = capsys.readouterr()
-    assert code == 1  # two files could not be used
+    assert code == 2  # two files could not be used
     assert "broken.flac" in shown.err
     assert "silence.wav: the recording is silent" in shown.err
     with (tmp_path / "out" / "predictions.csv").open() as file:
@@ -207,14 +207,20 @@ def test_predict_scores_files_and_folders_of_any_kind(
     assert float(rows[source.name]["score"]) == pytest.approx(scored[source.stem], abs=1e-4)
     assert float(rows["stereo.wav"]["score"]) == pytest.approx(scored[source.stem], abs=1e-2)
     threshold = json.loads((finished / "metrics.json").read_text())["dev"]["eer_threshold"]
-    expected = "bonafide" if float(rows[source.name]["score"]) >= threshold else "spoof"
+    expected = "bonafide" if float(rows[source.name]["score"]) > threshold else "spoof"
     assert rows[source.name]["verdict"] == expected
 
 
 def test_load_gives_the_model_and_nothing_else_is_needed(finished: Path):
     task = audiolab.load(str(finished))
     assert not task.training
-    assert np.isfinite(task.infer(torch.randn(8000), 8000)["score"])
+    found = task.infer(torch.randn(8000), 8000)
+    assert np.isfinite(found["score"])
+    assert found["judged_s"] == 0.5  # eval_samples of the run
+    with pytest.raises(InputError, match="give one channel"):
+        task.infer(torch.randn(2, 8000), 8000)
+    with pytest.raises(InputError, match="silent"):
+        task.infer(torch.zeros(8000), 8000)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path, finished: Path):

@@ -94,8 +94,8 @@ def score_histogram(bonafide: ArrayLike, spoof: ArrayLike, threshold: float | No
     edges = np.histogram_bin_edges(everything, bins=NUM_BINS)
     labels = [f"Bona fide ({classes[0].size:,})", f"Spoofed ({classes[1].size:,})"]
     if threshold is not None:
-        labels[0] += f": {100 * np.mean(classes[0] < threshold):.2f} % rejected"
-        labels[1] += f": {100 * np.mean(classes[1] >= threshold):.2f} % accepted"
+        labels[0] += f": {100 * np.mean(classes[0] <= threshold):.2f} % rejected"
+        labels[1] += f": {100 * np.mean(classes[1] > threshold):.2f} % accepted"
     for scores, colour, label in zip(classes, (BLUE, VERMILION), labels, strict=True):
         density, _ = np.histogram(scores, bins=edges, density=True)
         axes.stairs(density, edges, fill=True, color=colour, alpha=0.3)

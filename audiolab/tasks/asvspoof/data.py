@@ -201,5 +201,10 @@ class DemoData(SpoofingData):
     """The built-in synthetic corpus: made under `root` when it is not there yet, then read like any other."""
 
     def prepare_data(self) -> None:
-        """Make the corpus (seconds); only one process does."""
+        """Make the corpus (seconds); only one process does. A folder of another name must be there already."""
+        if self.root.name != "asvspoof_demo" and not self.root.exists():
+            raise InputError(
+                f"data.root={self.root} does not exist, and data=asvspoof/demo is the built-in synthetic corpus: "
+                "for a corpus of yours choose data=asvspoof/la2019 data.root=<folder>"
+            )
         prepare_demo_corpus(self.root)

@@ -158,7 +158,16 @@ class SpoofingDetection(Task):
 
     @torch.inference_mode()
     def infer(self, waveform: Tensor, sample_rate: int) -> dict[str, Any]:
-        """Score one recording, (time,) at any rate. Raises InputError for digital silence."""
+        """Score one recording, (time,) at any rate; of a long one the first `eval_samples`, `judged_s` says how much.
+
+        Raises InputError for digital silence and for anything but one channel.
+        """
+        waveform = torch.as_tensor(waveform)
+        if waveform.ndim != 1 or len(waveform) == 0:
+            raise InputError(
+                f"a waveform of shape {tuple(waveform.shape)} cannot be judged: give one channel as (time,), "
+                "for stereo the mean of the channels"
+            )
         if float(rms_dbfs(waveform)) < SILENCE_DBFS:
             raise InputError("the recording is silent: there is no speech to judge")
         wave = waveform.detach().cpu().numpy().astype(np.float32)
@@ -166,14 +175,14 @@ class SpoofingDetection(Task):
         if self.eval_samples is not None:
             wave = fixed_length(wave, self.eval_samples)
         logits_bc = self(torch.from_numpy(np.ascontiguousarray(wave)).to(self.device)[None])
-        return {"score": float(self.scores(logits_bc)[0])}
+        return {"score": float(self.scores(logits_bc)[0]), "judged_s": round(len(wave) / SAMPLE_RATE_HZ, 3)}
 
     @classmethod
     def interpret(cls, found: dict[str, Any], dev: dict[str, float]) -> dict[str, Any]:
         """Say in words which class a score speaks for, by the threshold of the development set's EER."""
         if "eer_threshold" not in dev:
             return {**found, "verdict": "no verdict: the run has no development threshold"}
-        label = BONAFIDE if found["score"] >= dev["eer_threshold"] else SPOOF
+        label = BONAFIDE if found["score"] > dev["eer_threshold"] else SPOOF
         return {**found, "threshold": dev["eer_threshold"], "verdict": label}
 
 

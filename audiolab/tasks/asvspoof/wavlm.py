@@ -155,7 +155,7 @@ def _build(pretrained: str | None, config: dict[str, Any] | None, needs_mask_emb
     if missing:
         raise InputError(
             f"{pretrained} lacks {len(missing)} of the weights of a WavLM model, the first is {missing[0]}: it is "
-            "another or an incomplete model. Give a complete one, or pretrained: null for random weights."
+            "another or an incomplete model. Give a complete one, or model.pretrained=null for random weights."
         )
     return model
 
@@ -172,7 +172,7 @@ def _read_config(pretrained: str, config: dict[str, Any] | None) -> dict[str, An
         found = f"a {stored['model_type']} model" if "model_type" in stored else "no config.json of a model"
         raise InputError(
             f"{pretrained} has {found}, not WavLM. Give a folder with the config.json and the weights of a WavLM "
-            "model, or pretrained: null for random weights."
+            "model, or model.pretrained=null for random weights."
         )
     complete = WavLMConfig(**stored).to_dict()
     for key, value in (config or {}).items():
@@ -193,12 +193,12 @@ def _unreadable(pretrained: str, error: Exception) -> InputError:
     if Path(pretrained).is_dir():
         return InputError(
             f"The folder {pretrained} has no WavLM weights that can be read ({type(error).__name__}: {detail}). Give a "
-            "folder with config.json and model.safetensors, or pretrained: null for random weights."
+            "folder with config.json and model.safetensors, or model.pretrained=null for random weights."
         )
     return InputError(
         f"The WavLM model {pretrained!r} is neither a folder here nor in the local Hugging Face cache, and the network "
-        f"did not deliver it ({type(error).__name__}: {detail}). Give a local folder with config.json and "
-        "model.safetensors, or pretrained: null for random weights."
+        f"did not deliver it ({type(error).__name__}). Give a local folder with config.json and "
+        "model.safetensors, or model.pretrained=null for random weights."
     )
 
 
