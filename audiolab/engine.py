@@ -206,9 +206,7 @@ def report(run: RunFolder) -> None:
         return
     terminal = console()
     headline = builder.locate(run.config["module"]["_target_"]).headline
-    for set_name, metrics in results.items():
-        for table in breakdown_tables(set_name, metrics, headline):
-            terminal.print(table)
+    print_breakdowns(results, headline)
     terminal.print(results_table(results, headline, f"{run.config['task']}: {run.path}"))
     plots = sorted((run.path / "plots").glob("*.png"))
     terminal.print(
@@ -224,6 +222,14 @@ def report(run: RunFolder) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def print_breakdowns(results: dict[str, dict[str, float]], headline: dict[str, str]) -> None:
+    """Print the tables by attack, codec, speaker ... of every set."""
+    terminal = console()
+    for set_name, metrics in results.items():
+        for table in breakdown_tables(set_name, metrics, headline):
+            terminal.print(table)
 
 
 def print_headline(results: dict[str, dict[str, float]], task: type[Task]) -> None:

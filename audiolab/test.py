@@ -37,7 +37,6 @@ def test(
 
     from audiolab import engine
     from audiolab.folder import RunFolder
-    from audiolab.reporting.tables import breakdown_tables, console
     from audiolab.training.data import SpeechData
 
     run = RunFolder.open(run_folder)
@@ -54,10 +53,7 @@ def test(
     trainer = engine.build_trainer(config, folder, run, training=False)
     trainer.test(task, data, verbose=False)
     results = engine.evaluation_of(trainer).results
-    terminal = console()
-    for set_name, metrics in results.items():
-        for table in breakdown_tables(set_name, metrics, task.headline):
-            terminal.print(table)
+    engine.print_breakdowns(results, task.headline)
     engine.write_results(folder, results)
     engine.write_bad_audio(data, folder)
     engine.print_headline(results, type(task))

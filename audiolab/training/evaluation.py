@@ -114,7 +114,7 @@ class Evaluation(L.Callback):
         write_scores(self.folder / "scores" / f"{set_name}.csv", table)
         for suffix, text in task.score_files(table).items():
             write_text(self.folder / "scores" / f"{set_name}.{suffix}", text)
-        figures = task.plots(table)
+        figures = task.plots(table, metrics)
         for name, figure in figures.items():
             path = self.folder / "plots" / f"{set_name}_{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

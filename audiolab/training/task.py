@@ -49,8 +49,8 @@ class Task(L.LightningModule, ABC):
 
     @classmethod
     @abstractmethod
-    def plots(cls, table: pd.DataFrame) -> dict[str, Figure]:
-        """Draw the pictures of a whole set, by file name without suffix."""
+    def plots(cls, table: pd.DataFrame, metrics: dict[str, float]) -> dict[str, Figure]:
+        """Draw the pictures of a whole set and its `metrics`, by file name without suffix."""
 
     @abstractmethod
     def infer(self, waveform: Tensor, sample_rate: int) -> dict[str, Any]:

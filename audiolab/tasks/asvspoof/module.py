@@ -128,10 +128,9 @@ class SpoofingDetection(Task):
         return {name: float(value) for name, value in values.items() if value is not None and not math.isnan(value)}
 
     @classmethod
-    def plots(cls, table: pd.DataFrame) -> dict[str, Figure]:
+    def plots(cls, table: pd.DataFrame, metrics: dict[str, float]) -> dict[str, Figure]:
         """Draw the DET curve, the score histogram and the error by attack."""
         genuine, score = _columns(table)
-        metrics = cls.metrics(table)
         set_name = table.attrs.get("set", "scores")
         attacks = sorted(set(table.loc[~genuine, "attack"]))
         ends = [[metrics.get(f"attack/{a}/eer_{end}", math.nan) / 100 for end in ("low", "high")] for a in attacks]
