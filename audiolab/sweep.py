@@ -16,7 +16,8 @@ from audiolab.build import locate
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
 from audiolab.launch import launch
-from audiolab.reporting.tables import console, sweep_table
+from audiolab.reporting.scores import write_text
+from audiolab.reporting.tables import console, sweep_breakdowns, sweep_rows, sweep_table
 
 
 def run_sweep(overrides: Sequence[str], swept: Sequence[str], name: str, config_dir: str | None) -> int:
@@ -76,7 +77,12 @@ def _summary(
         states.append({"options": options, "state": "finished" if results else "failed", "metrics": results or {}})
     headline = locate(configs[0]["module"]["_target_"]).headline
     quoted = dict(list(headline.items())[:2])  # all of them are in each job's metrics.json
-    console().print(sweep_table(states, swept, quoted, f"sweep {configs[0]['task']}/{name}"))
+    title = f"sweep {configs[0]['task']}/{name}"
+    for table in [*sweep_breakdowns(states, swept, quoted, title), sweep_table(states, swept, quoted, title)]:
+        console().print(table)
+    table_file = folders[0].parent / "sweep.csv"
+    write_text(table_file, sweep_rows(states).to_csv(index=False))
+    print(f"every metric of every job: {table_file}")
     failed = [str(folder) for folder, state in zip(folders, states, strict=True) if state["state"] == "failed"]
     if "wandb" in (configs[0]["logger"] or {}):
         from audiolab.tracking import log_sweep

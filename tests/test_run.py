@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -375,6 +376,10 @@ def test_a_sweep_skips_finished_jobs_and_reports_failed_ones(
     assert "mean ± SD" in first.stdout and "2 jobs" in first.stdout
     folder = tmp_path / "out/asvspoof/sweep"
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {"seed-0", "seed-1", "wandb"}
+    assert "eval by attack, EER (%)" in first.stdout
+    rows = pd.read_csv(folder / "sweep.csv")
+    assert rows["seed"].tolist() == [0, 1]
+    assert rows["state"].tolist() == ["finished"] * 2
     record = next((folder / "wandb").glob("offline-run-*/run-*.wandb"))
     shown = subprocess.run(
         [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", "--summary", record],
@@ -384,6 +389,7 @@ def test_a_sweep_skips_finished_jobs_and_reports_failed_ones(
     ).stdout
     summary = json.loads(shown)["summary"]
     eers = [json.loads((folder / name / "metrics.json").read_text())["eval"]["eer"] for name in ("seed-0", "seed-1")]
+    assert rows["eval/eer"].tolist() == eers
     assert summary["eval/eer/mean"] == pytest.approx(np.mean(eers))
     assert summary["eval/eer/sd"] == pytest.approx(np.std(eers, ddof=1))
     assert summary["jobs"]["nrows"] == 2

@@ -71,15 +71,14 @@ def breakdown_tables(set_name: str, metrics: Mapping[str, float], headline: Mapp
 def sweep_table(
     jobs: Sequence[Mapping[str, Any]], swept: Sequence[str], headline: Mapping[str, str], title: str
 ) -> Table:
-    """Return one line a job: its swept options, its state and its headline metrics, with mean and SD below.
+    """Return one line a job: its swept options, its state and its headline metrics; below, mean ± SD over the repeats.
 
     A job is `{"options": {...}, "state": "finished" | ..., "metrics": {set: {metric: value}}}`.
     """
-    sets = list(dict.fromkeys(name for job in jobs for name in job["metrics"]))
     columns = [
         (set_name, metric)
         for metric in headline
-        for set_name in sets
+        for set_name in _sets(jobs)
         if any(metric in job["metrics"].get(set_name, {}) for job in jobs)
     ]
     table = Table(title=title, title_justify="left")
@@ -89,21 +88,73 @@ def sweep_table(
     for set_name, metric in columns:
         table.add_column(f"{set_name} {headline[metric].partition('{')[0].strip()}", justify="right")
     for job in jobs:
-        values = [job["metrics"].get(set_name, {}).get(metric) for set_name, metric in columns]
-        cells = [_cell(value, _form(headline[metric])) for value, (_, metric) in zip(values, columns, strict=True)]
+        cells = [_mean([job], set_name, metric, _form(headline[metric])) for set_name, metric in columns]
         table.add_row(*(str(job["options"].get(key, "")) for key in swept), job["state"], *cells)
-    finished = [job for job in jobs if job["state"] == "finished"]
-    if len(finished) > 1:
-        table.add_section()
-        cells = []
-        for set_name, metric in columns:
-            values = [
-                job["metrics"][set_name][metric] for job in finished if metric in job["metrics"].get(set_name, {})
-            ]
-            mean, sd = mean_and_sd(values)
-            cells.append(f"{_cell(mean, _form(headline[metric]))} ± {_cell(sd, _form(headline[metric]))}")
-        table.add_row(*(["mean ± SD"] + [""] * (len(swept) - 1) if swept else []), f"{len(finished)} jobs", *cells)
+    table.add_section()
+    for members in repeats(jobs):
+        if len(members) > 1:
+            cells = [_mean(members, set_name, metric, _form(headline[metric])) for set_name, metric in columns]
+            options = ["mean ± SD" if is_repeat(key) else str(members[0]["options"][key]) for key in swept]
+            table.add_row(*options, f"{len(members)} jobs", *cells)
     return table
+
+
+def sweep_breakdowns(
+    jobs: Sequence[Mapping[str, Any]], swept: Sequence[str], headline: Mapping[str, str], title: str
+) -> list[Table]:
+    """Return, for every set and group (attack, codec, speaker ...), the first headline metric of each member.
+
+    One column for each combination of the swept options, mean ± SD over the repeats.
+    """
+    metric, form = next(iter(headline.items()))
+    combinations = repeats(jobs)
+    tables = []
+    for set_name in _sets(jobs):
+        keys = dict.fromkeys(key for job in jobs for key in job["metrics"].get(set_name, {}))
+        groups = dict.fromkeys(key.split("/")[0] for key in keys if key.count("/") == 2 and key.endswith(f"/{metric}"))
+        for group in groups:
+            table = Table(title=f"{title}: {set_name} by {group}, {_label(form)}", title_justify="left")
+            table.add_column(group)
+            for members in combinations:
+                options = [
+                    f"{key.rpartition('.')[2]}={members[0]['options'][key]}" for key in swept if not is_repeat(key)
+                ]
+                table.add_column("\n".join(options) or "mean ± SD", justify="right")
+            for key in keys:
+                if key.startswith(f"{group}/") and key.endswith(f"/{metric}"):
+                    cells = (_mean(members, set_name, key, _form(form)) for members in combinations)
+                    table.add_row(key.split("/")[1], *cells)
+            tables.append(table)
+    return tables
+
+
+def sweep_rows(jobs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return one row a job with its options, its state and all of its metrics as `set/metric`."""
+    rows = [
+        {**job["options"], "state": job["state"]}
+        | {f"{name}/{key}": value for name, metrics in job["metrics"].items() for key, value in metrics.items()}
+        for job in jobs
+    ]
+    return pd.DataFrame(rows)
+
+
+def is_repeat(option: str) -> bool:
+    """Whether an option only repeats an experiment: the seed, and the fold of a cross-validation.
+
+    >>> is_repeat("data.fold"), is_repeat("seed"), is_repeat("augment")
+    (True, True, False)
+    """
+    return option.rpartition(".")[2] in ("seed", "fold")
+
+
+def repeats(jobs: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Group the finished jobs that repeat one another, in their order."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for job in jobs:
+        if job["state"] == "finished":
+            rest = tuple(value for key, value in job["options"].items() if not is_repeat(key))
+            groups.setdefault(rest, []).append(job)
+    return list(groups.values())
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
@@ -135,3 +186,16 @@ def _value(metrics: Mapping[str, float], name: str, form: str) -> str:
 
 def _cell(value: float | None, form: str = "{:.4g}") -> str:
     return "" if value is None or math.isnan(value) else form.format(value)
+
+
+def _sets(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for job in jobs for name in job["metrics"]))
+
+
+def _mean(jobs: Sequence[Mapping[str, Any]], set_name: str, metric: str, form: str) -> str:
+    """Return mean ± SD of a metric over the jobs that have it; the value alone for one job."""
+    values = [job["metrics"][set_name][metric] for job in jobs if metric in job["metrics"].get(set_name, {})]
+    if not values:
+        return ""
+    mean, sd = mean_and_sd(values)
+    return _cell(mean, form) + (f" ± {_cell(sd, form)}" if len(values) > 1 else "")
