@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def console() -> Console:
@@ -42,7 +43,7 @@ def breakdowns(metrics: Mapping[str, float]) -> dict[str, pd.DataFrame]:
 
 def results_table(results: Mapping[str, Mapping[str, float]], headline: Mapping[str, str], title: str) -> Table:
     """Return one column a set, one line a headline metric; an interval stands in brackets beside its value."""
-    table = Table(title=title, title_justify="left")
+    table = _titled(title)
     table.add_column("")
     for set_name in results:
         table.add_column(set_name, justify="right")
@@ -56,7 +57,7 @@ def breakdown_tables(set_name: str, metrics: Mapping[str, float], headline: Mapp
     """Return the breakdowns of a set (by attack, codec, speaker ...), one table each."""
     tables = []
     for group, frame in breakdowns(metrics).items():
-        table = Table(title=f"{set_name} by {group}", title_justify="left")
+        table = _titled(f"{set_name} by {group}")
         table.add_column(group)
         columns = [name for name in frame.columns if not name.endswith(("_low", "_high"))]
         for name in columns:
@@ -81,7 +82,7 @@ def sweep_table(
         for set_name in _sets(jobs)
         if any(metric in job["metrics"].get(set_name, {}) for job in jobs)
     ]
-    table = Table(title=title, title_justify="left")
+    table = _titled(title)
     for key in swept:
         table.add_column(key)
     table.add_column("state")
@@ -113,7 +114,7 @@ def sweep_breakdowns(
         keys = dict.fromkeys(key for job in jobs for key in job["metrics"].get(set_name, {}))
         groups = dict.fromkeys(key.split("/")[0] for key in keys if key.count("/") == 2 and key.endswith(f"/{metric}"))
         for group in groups:
-            table = Table(title=f"{title}: {set_name} by {group}, {_label(form)}", title_justify="left")
+            table = _titled(f"{title}: {set_name} by {group}, {_label(form)}")
             table.add_column(group)
             for members in combinations:
                 options = [
@@ -186,6 +187,11 @@ def _value(metrics: Mapping[str, float], name: str, form: str) -> str:
 
 def _cell(value: float | None, form: str = "{:.4g}") -> str:
     return "" if value is None or math.isnan(value) else form.format(value)
+
+
+def _titled(title: str) -> Table:
+    """Return an empty table whose title stays on one line however narrow the table is."""
+    return Table(title=Text(title, no_wrap=True, overflow="ignore"), title_justify="left")
 
 
 def _sets(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
