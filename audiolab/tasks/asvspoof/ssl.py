@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from audiolab.errors import InputError
+from audiolab.tasks.asvspoof.model import FrontEnd
 
 if TYPE_CHECKING:
     from transformers import WavLMConfig, WavLMModel
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _MASK_MIN_SPANS = 2  # SpecAugment of WavLM: at least two masked spans an utterance
 
 
-class WavLMStream(nn.Module):
+class SSLStream(FrontEnd):
     """Waveform (batch, time) -> the softmax-weighted sum of all hidden states (batch, frames, dim), 20 ms a frame.
 
     `pretrained` is a local folder (config.json and weights) or a hub name, None for random weights; `config` is a
@@ -36,7 +37,7 @@ class WavLMStream(nn.Module):
 
     >>> tiny = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
     ...         "conv_dim": [8] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
-    >>> stream = WavLMStream(pretrained=None, config=tiny)
+    >>> stream = SSLStream(pretrained=None, config=tiny)
     >>> stream(torch.zeros(2, 8000)).shape, stream.layer_logits.shape
     (torch.Size([2, 24, 16]), torch.Size([3]))
     """
@@ -72,7 +73,7 @@ class WavLMStream(nn.Module):
         layers = self.wavlm.encoder.layers[: self.freeze_layers]
         return [self.wavlm.feature_extractor, self.wavlm.feature_projection, *layers]
 
-    def train(self, mode: bool = True) -> WavLMStream:
+    def train(self, mode: bool = True) -> SSLStream:
         """Set the mode, frozen parts always to eval: their dropout must not act."""
         super().train(mode)
         for module in self._frozen():
