@@ -70,7 +70,7 @@ def test_sections_are_checked_against_the_classes_they_build(overrides: list[str
         (["optimizer.lr=-1"], "give a positive rate"),
         (["trainer.precision=fp7"], "trainer.precision='fp7' does not fit Trainer: expected 64, 32, 16"),
         (["trainer.accelerator=mps"], "trainer options cannot be used here"),
-        (["model.num_bands=7"], "num_bands=7 does not divide"),
+        (["model.front_end.num_bands=7"], "num_bands=7 does not divide"),
         (["trainer.devices=0"], "trainer.devices=0 is unknown"),
         (["trainer.max_epochs=0"], "whole number from 1 up"),
         (["monitor.metric=dev/foo"], "is never measured: there are dev/eer"),
@@ -102,7 +102,8 @@ def test_a_mistyped_root_is_not_filled_with_the_built_in_corpus(tmp_path: Path):
 def test_the_full_model_can_be_built_without_its_weights():
     import torch
 
-    section = config.compose_run(["task=asvspoof", "model=asvspoof/dual_stream_se_mamba", "model.pretrained=null"], "x")
+    overrides = ["model=asvspoof/dual_stream_se_mamba", "model.front_end.ssl.pretrained=null"]
+    section = config.compose_run(["task=asvspoof", *overrides], "x")
     with torch.device("meta"):
         model = build.build(section["model"])
     assert sum(parameter.numel() for parameter in model.parameters()) == 317_119_070
@@ -114,8 +115,17 @@ def test_every_keyword_of_a_model_appears_in_its_yaml(model: str):
 
     composed = config.compose_run([f"task={model.split('/')[0]}", f"model={model}"], "x")
     engine.check(composed)
-    parameters = inspect.signature(build.locate(composed["model"]["_target_"])).parameters
-    assert set(composed["model"]) - {"_target_"} == set(parameters)
+
+    def compare(section: object, where: str) -> None:
+        if not isinstance(section, dict):
+            return
+        for key, value in section.items():
+            compare(value, f"{where}.{key}")
+        if "_target_" in section:
+            parameters = inspect.signature(build.locate(section["_target_"])).parameters
+            assert set(section) - {"_target_"} == set(parameters), where
+
+    compare(composed["model"], "model")
 
 
 def test_an_experiment_picks_the_task_and_the_command_line_has_the_last_word():

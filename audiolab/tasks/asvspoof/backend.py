@@ -1,4 +1,4 @@
-"""The bidirectional Mamba back end."""
+"""Back ends: attention pooling alone, and after bidirectional Mamba blocks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,26 @@ import torch
 from torch import Tensor, nn
 
 from audiolab.nn.mamba import Mamba
+from audiolab.tasks.asvspoof.model import BackEnd
+
+
+class AttentionPooling(BackEnd):
+    """LayerNorm, then softmax attention over time: (batch, frames, dim) -> (batch, dim).
+
+    >>> AttentionPooling(dim=32)(torch.ones(3, 21, 32)).shape
+    torch.Size([3, 32])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.in_dim = self.dim = dim
+        self.norm = nn.LayerNorm(dim)
+        self.attention = nn.Linear(dim, 1)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        """Pool the frames."""
+        x_btd = self.norm(x_btd)
+        return (torch.softmax(self.attention(x_btd), dim=1) * x_btd).sum(1)
 
 
 class BiMambaBlock(nn.Module):
@@ -35,3 +55,31 @@ class BiMambaBlock(nn.Module):
         both_btd = self.mamba(torch.cat([normed_btd, normed_btd.flip(1)]))
         forward_btd, backward_btd = both_btd.chunk(2)
         return x_btd + self.feed_forward(self.norm2(forward_btd + backward_btd.flip(1)))
+
+
+class BiMamba(BackEnd):
+    """`num_blocks` tied bidirectional Mamba blocks, then attention pooling.
+
+    >>> BiMamba(dim=16, num_blocks=2)(torch.ones(2, 5, 16)).shape
+    torch.Size([2, 16])
+    """
+
+    def __init__(
+        self,
+        dim: int = 144,
+        num_blocks: int = 4,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        ffn_expand: int = 4,
+    ) -> None:
+        super().__init__()
+        self.in_dim = self.dim = dim
+        self.blocks = nn.Sequential(
+            *(BiMambaBlock(dim, d_state, d_conv, expand, ffn_expand) for _ in range(num_blocks))
+        )
+        self.pooling = AttentionPooling(dim)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        """Run blocks and pooling."""
+        return self.pooling(self.blocks(x_btd))

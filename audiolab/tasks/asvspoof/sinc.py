@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiolab.errors import InputError
+from audiolab.tasks.asvspoof.model import FrontEnd
 
 _POOL = 3  # the bank's output is max-pooled 3 x 3, each block's 1 x 3
 _BLOCK_SAMPLES = 24  # outputs of the bank a row of the matrix product: measured with benchmarks/sinc_stream.py
@@ -123,7 +124,7 @@ class SincBlock(nn.Module):
         return F.max_pool2d(y_bcft + self.skip(x_bcft), (1, _POOL))
 
 
-class SincStream(nn.Module):
+class SincStream(FrontEnd):
     """Waveform (batch, time) -> features (batch, frames, channels[-1]); 64,600 samples give 29 frames.
 
     In training a random run of 0 .. max_masked_filters - 1 adjacent filters is silenced, one run for the whole batch,

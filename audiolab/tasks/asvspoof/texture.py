@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audiolab.errors import InputError
+from audiolab.tasks.asvspoof.model import FrontEnd
 
 _POWER_FLOOR = 1e-7  # of a window scaled to the length below: about -70 dBFS a band, under any recording's noise
 _NOMINAL_WINDOW_SAMPLES = 128
@@ -132,3 +133,38 @@ class TextureProjection(nn.Module):
         if self.training and self.feature_noise > 0:
             x_bsd = x_bsd + self.feature_noise * torch.randn_like(x_bsd)
         return self.output(self.dropout(F.gelu(self.hidden(x_bsd))))
+
+
+class TextureFrontEnd(FrontEnd):
+    """`TextureStream` and `TextureProjection` in a row: waveform (batch, time) -> frames (batch, segments, dim).
+
+    For little data and CPUs: it learns from hundreds of utterances in minutes.
+
+    >>> TextureFrontEnd()(torch.zeros(2, 16000)).shape
+    torch.Size([2, 1, 96])
+    """
+
+    def __init__(
+        self,
+        window_samples: int = 48,
+        hop_samples: int = 12,
+        num_bands: int = 12,
+        lags: Sequence[int] = (1, 2, 3, 4, 6, 8, 12, 16),
+        segment_s: float | None = None,
+        segment_hop_s: float = 0.2,
+        inactive_share: float = 0.3,
+        hidden: int = 128,
+        feature_noise: float = 0.5,
+        dropout: float = 0.3,
+        dim: int = 96,
+    ) -> None:
+        super().__init__()
+        self.stream = TextureStream(
+            window_samples, hop_samples, num_bands, lags, segment_s, segment_hop_s, inactive_share
+        )
+        self.projection = TextureProjection(self.stream.dim, hidden, dim, dropout, feature_noise)
+        self.dim, self.min_samples = dim, self.stream.min_samples
+
+    def forward(self, wave_bt: Tensor) -> Tensor:
+        """Run stream and projection."""
+        return self.projection(self.stream(wave_bt))
