@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from conftest_corpus import make_tiny_la
 
 
@@ -30,3 +32,13 @@ def la_mini(shared: Path) -> Path:
 def tiny_la(la_mini: Path, tmp_path: Path) -> Path:
     """A writable corpus of a few real recordings."""
     return make_tiny_la(la_mini, tmp_path / "tiny_la")
+
+
+@pytest.fixture
+def one_thread_and_seed() -> Iterator[None]:
+    """One thread and torch's seed 0, for tests of modules."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)

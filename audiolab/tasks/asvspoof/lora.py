@@ -24,9 +24,9 @@ def add_lora(encoder: nn.Module, lora: Mapping[str, Any]) -> list[nn.Module]:
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
-    _check(encoder, lora)
     if any(isinstance(module, LoraLayer) for module in encoder.modules()):
         raise InputError("The encoder has LoRA adapters already: a second set would train on top of the first.")
+    _check(encoder, lora)
     encoder.requires_grad_(False)
     config = LoraConfig(
         r=lora["r"],
