@@ -228,7 +228,7 @@ def print_breakdowns(results: dict[str, dict[str, float]], headline: dict[str, s
     """Print the tables by attack, codec, speaker ... of every set."""
     terminal = console()
     for set_name, metrics in results.items():
-        for table in breakdown_tables(set_name, metrics, headline):
+        for table in breakdown_tables(set_name, metrics, headline, terminal.width):
             terminal.print(table)
 
 

@@ -44,9 +44,9 @@ def test(
     task = engine.load_task(run)
     data: SpeechData = engine.build_data(config)
     data.prepare_data()
-    data.setup("test")
     if sets:
         data.choose_test_sets(list(sets))
+    data.setup("test")
     label = (conf.value_of(overrides, "data") or "own").replace("/", "-")
     root = conf.value_of(overrides, "data.root")
     folder = Path(out) if out else run.path / "tests" / (f"{label}-{Path(root).name}" if root else label)

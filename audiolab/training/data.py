@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -117,6 +118,10 @@ class SpeechData(L.LightningDataModule, ABC):
     @abstractmethod
     def context(self, set_name: str) -> dict[str, Any]:
         """Return facts of a set that its metrics need beyond the rows (JSON types only)."""
+
+    def parts(self, set_name: str, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """Return tables of parts of a set that are judged by themselves too, by name, with their own `attrs`."""
+        return {}
 
     @abstractmethod
     def choose_test_sets(self, names: list[str]) -> None:
