@@ -85,8 +85,7 @@ def test_config(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, A
     for override in parsed:
         key = override.key_or_group
         if key == "trainer":
-            config["trainer"] = conf.compose([f"task={config['task']}", override.input_line or ""])["trainer"]
-            plain = OmegaConf.create(config)
+            plain["trainer"] = conf.compose([f"task={config['task']}", override.input_line or ""])["trainer"]
             continue
         if key not in known:
             close = conf.nearest(key, known)

@@ -109,7 +109,7 @@ class SpoofingData(SpeechData):
         there = [*self.corpus.sets, *([CONDITIONS] if self.conditions else [])]
         for name in names:
             if name not in there:
-                hint = "" if self.conditions else "; for conditions give data.conditions=[none,mp3_32k,noise_20db]"
+                hint = "" if self.conditions else "; for conditions give data.conditions=[none,mp3_32kbps,noise_20db]"
                 raise InputError(f"--set {name} is unknown: {self.corpus.title} has {', '.join(there)}{hint}")
         self._chosen = self.test_sets = names
 

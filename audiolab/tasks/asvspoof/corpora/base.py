@@ -26,6 +26,7 @@ class TrialSet(NamedTuple):
 class Corpus(ABC):
     """A corpus in its published layout under `root`; nothing is read before it is asked for.
 
+    `subset` is one of `subsets`, the first if none is given.
     `published` holds the published numbers of trials and of bona fide ones, by set. For error messages, `option` names
     the option that `root` came from, and `others` are the layouts that a wrong root may be in instead.
     """
@@ -41,8 +42,9 @@ class Corpus(ABC):
     def __init__(
         self, root: Path, subset: str | None, option: str = "data.root", others: Sequence[type[Corpus]] = ()
     ) -> None:
-        self.root, self.subset, self.option, self.others = root, subset, option, others
-        if subset not in (self.subsets or (None,)):
+        self.root, self.option, self.others = root, option, others
+        self.subset = subset or next(iter(self.subsets), None)
+        if self.subset not in (self.subsets or (None,)):
             section = option.rpartition(".")[0]
             expected = ", ".join(self.subsets) if self.subsets else "null, the corpus has none"
             raise InputError(f"{section}.subset={subset} does not fit {self.title}: give {expected}")
