@@ -7,10 +7,12 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest_corpus import (
     make_tiny_asvspoof5,
     make_tiny_csv,
@@ -28,6 +30,7 @@ from audiolab.reporting.scores import read_scores
 from audiolab.tasks.asvspoof.asv_scores import rates_of, read_2021_asv_scores
 from audiolab.tasks.asvspoof.data import SpoofingData
 from audiolab.tasks.asvspoof.evaluation import metrics_of
+from audiolab.tasks.asvspoof.module import SpoofingDetection
 
 SMALL = ["data.batch_size=4", "data.crop_samples=8000", "data.eval_samples=8000", "data.num_workers=0"]
 
@@ -350,3 +353,21 @@ def test_a_missing_file_is_left_out_of_the_conditions_too(la_mini: Path, tmp_pat
     data.setup("test")
     assert data.skipped_ids == {victim.stem, f"{victim.stem}@none", f"{victim.stem}@g711_alaw"}
     assert data.bad_audio.skipped == {str(victim): "does not exist"}
+
+
+def test_a_dev_set_that_cannot_be_measured_yet_does_not_end_the_training(
+    roots: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    rows = SpoofingDetection.rows
+
+    def equal_at_first(task: SpoofingDetection, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        too_early = task.trainer.state.fn == "fit" and task.current_epoch == 0
+        return [{**row, "score": 0.0} if too_early else row for row in rows(task, batch)]
+
+    monkeypatch.setattr(SpoofingDetection, "rows", equal_at_first)
+    where = ["data=asvspoof/la_mini", f"data.root={roots['la2019']}", f"outputs={tmp_path}", "name=x", "logger=[csv]"]
+    small = ["model=asvspoof/sinc_small", "trainer=cpu", "trainer.max_epochs=2", "data.eval_batch_size=8"]
+    assert run.main(["task=asvspoof", *small, *where, *SMALL]) == 0
+    assert "dev EER nan %" in capsys.readouterr().out
+    best = torch.load(tmp_path / "asvspoof/x/checkpoints/best.ckpt", weights_only=True)
+    assert best["epoch"] == 1
