@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -63,7 +63,7 @@ def results_table(results: Mapping[str, Mapping[str, float]], headline: Mapping[
 
 def breakdown_tables(
     set_name: str, metrics: Mapping[str, float], headline: Mapping[str, str], width: int | None = None
-) -> list[Group]:
+) -> list[Table]:
     """Return the breakdowns of a set (by attack, codec, speaker ...); one wider than `width` characters as several.
 
     Numbers are never broken over lines: headings are, and columns that do not fit go to a further table.
@@ -90,7 +90,7 @@ def breakdown_tables(
                 table.add_column(columns[label][0], justify="right", no_wrap=True)
             for number, member in enumerate(members):
                 table.add_row(member, *(columns[label][1][number] for label in part))
-            tables.append(Group(Text(f"{set_name} {what}", style="italic"), table))  # a table breaks its own title
+            tables.append(table)
     return tables
 
 
