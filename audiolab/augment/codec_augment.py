@@ -68,9 +68,9 @@ def _members(name: str) -> tuple[str, ...]:
         return FAMILIES[name]
     if name not in CODECS:
         known = [*FAMILIES, *CODECS]
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
         raise InputError(
-            f"there is no codec {name!r}; did you mean {nearest!r}? The families are {', '.join(FAMILIES)}, "
-            f"the codecs {', '.join(CODECS)}."
+            f"there is no codec {name!r}; did you mean {nearest!r}? Give a family, {', '.join(FAMILIES)}, "
+            f"or a member of one, such as {', '.join(members[0] for members in FAMILIES.values())}."
         )
     return (name,)

@@ -110,8 +110,10 @@ def find_codec(name: str) -> Codec:
     Raises InputError for an unknown name, with the nearest one, and for a codec whose package is not installed.
     """
     if name not in CODECS:
-        nearest = difflib.get_close_matches(name, CODECS, n=1, cutoff=0.0)[0]
-        raise InputError(f"there is no codec {name!r}; did you mean {nearest!r}? The codecs are {', '.join(CODECS)}.")
+        nearest = difflib.get_close_matches(str(name), CODECS, n=1, cutoff=0.0)[0]
+        raise InputError(
+            f"there is no codec {name!r}; did you mean {nearest!r}? {', '.join(CODECS)} are all there are."
+        )
     codec = CODECS[name]
     if codec.encoder is not None:
         pyav_codecs.require_pyav(name, codec.encoder)
@@ -126,8 +128,8 @@ def round_trip(waveforms: Waveforms, sample_rate: int, codec: str, num_threads: 
     and is scaled back. The delay of the codec is taken off. `num_threads` is for codecs that run row by row.
     Raises InputError for an unknown codec or one that is not installed.
 
-    >>> round_trip(np.array([-1.0, 0.0, 0.3]), 8000, "g711_mulaw").round(4).tolist()
-    [-0.9804, 0.0, 0.3007]
+    >>> round_trip(np.array([-1.0, 0.0, 0.3]), 8000, "g711_mulaw").round(3).tolist()
+    [-0.98, 0.0, 0.301]
     """
     is_array = isinstance(waveforms, np.ndarray)
     tensor: torch.Tensor = torch.from_numpy(np.array(waveforms)) if is_array else waveforms

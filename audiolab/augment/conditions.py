@@ -27,10 +27,10 @@ CONDITIONS: tuple[str, ...] = ("none", *CODECS, *_NOISY)
 def check_condition(condition: str) -> None:
     """Raise InputError unless the condition is known, and its codec installed."""
     if condition not in CONDITIONS:
-        nearest = difflib.get_close_matches(condition, CONDITIONS, n=1, cutoff=0.0)[0]
+        nearest = difflib.get_close_matches(str(condition), CONDITIONS, n=1, cutoff=0.0)[0]
         raise InputError(
-            f"there is no condition {condition!r}; did you mean {nearest!r}? "
-            f"The conditions are {', '.join(CONDITIONS)}."
+            f"there is no condition {condition!r}; did you mean {nearest!r}? Give none, {', '.join(_NOISY)} "
+            f"or a codec, {', '.join(CODECS)}."
         )
     if condition in CODECS:
         find_codec(condition)
