@@ -3,10 +3,11 @@
     python benchmarks/codecs.py
     python benchmarks/codecs.py --model asvspoof/texture --batch-size 32 --p 0.3
 
-One thread; medians of processor time, which a busy machine changes little. The share is that of the codec in (step + codec) when a share p of the utterances goes through it,
-the step being forward and backward pass of a model of conf/model on this machine's CPU. Codecs that run row by row
-are then timed on a batch in several threads, now in elapsed time: the gain shows whether they run without the interpreter's
-lock; it is no higher than that of the control line, a hash that is known to, which shows how many cores are free.
+One thread; medians of processor time, which a busy machine changes little. The share is that of the codec in (step +
+codec) when a share p of the utterances goes through it, the step being forward and backward pass of a model of
+conf/model on this machine's CPU. Codecs that run row by row are then timed on a batch in several threads, in elapsed
+time: they run without the interpreter's lock, so the gain should be that of the control line, a hash that does too,
+and both only show how many cores are free.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def main() -> None:
     buffers = [bytes(20_000_000)] * options.batch_size
     pool = ThreadPoolExecutor(options.threads)
     one = milliseconds(lambda: [hashlib.sha256(buffer).digest() for buffer in buffers], 3, time.perf_counter)
-    several = milliseconds(lambda: list(pool.map(lambda buffer: hashlib.sha256(buffer).digest(), buffers)), 3, time.perf_counter)
+    several = milliseconds(
+        lambda: list(pool.map(lambda buffer: hashlib.sha256(buffer).digest(), buffers)), 3, time.perf_counter
+    )
     print(f"{'control (sha256)':18}{one / several:8.2f}x")
     for name in (members[0] for members in FAMILIES.values()):
         if CODECS[name].on_array is None:
