@@ -127,6 +127,7 @@ def train(folder: str) -> dict[str, dict[str, float]]:
     run = RunFolder.open(folder)
     with log_to(run.path / "run.log"):
         data, task = build_data(run.config), build_task(run.config)
+        data.record_folder = run.path
         trainer = build_trainer(run.config, run.path, run, training=True)
         finished = False
         try:
