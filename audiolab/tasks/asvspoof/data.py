@@ -197,10 +197,10 @@ class SpoofingData(SpeechData):
     def _require_training_sets(self) -> None:
         title, there = self.corpus.title, self.corpus.sets
         if "train" not in there:
-            where = f"data=asvspoof/{self.corpus.choice} data.root=..." if isinstance(self.corpus, Corpus) else "data=..."
+            own = self.corpus.choice if isinstance(self.corpus, Corpus) else "pooled"
             raise InputError(
-                f"{title} has no training set: train on another corpus (data=asvspoof/la2019 data.root=...) and test the "
-                f"run on this one with python -m audiolab.test <run> {where}"
+                f"{title} has no training set: train on another corpus (data=asvspoof/la2019 data.root=...) and test "
+                f"the run on this one with python -m audiolab.test <run> data=asvspoof/{own} ..."
             )
         if "dev" not in there:
             raise InputError(
