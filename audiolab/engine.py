@@ -127,6 +127,7 @@ def train(folder: str) -> dict[str, dict[str, float]]:
     run = RunFolder.open(folder)
     with log_to(run.path / "run.log"):
         data, task = build_data(run.config), build_task(run.config)
+        data.record_folder = run.path
         trainer = build_trainer(run.config, run.path, run, training=True)
         finished = False
         try:
@@ -228,7 +229,7 @@ def print_breakdowns(results: dict[str, dict[str, float]], headline: dict[str, s
     """Print the tables by attack, codec, speaker ... of every set."""
     terminal = console()
     for set_name, metrics in results.items():
-        for table in breakdown_tables(set_name, metrics, headline):
+        for table in breakdown_tables(set_name, metrics, headline, terminal.width):
             terminal.print(table)
 
 

@@ -44,9 +44,9 @@ def test(
     task = engine.load_task(run)
     data: SpeechData = engine.build_data(config)
     data.prepare_data()
-    data.setup("test")
     if sets:
         data.choose_test_sets(list(sets))
+    data.setup("test")
     label = (conf.value_of(overrides, "data") or "own").replace("/", "-")
     root = conf.value_of(overrides, "data.root")
     folder = Path(out) if out else run.path / "tests" / (f"{label}-{Path(root).name}" if root else label)
@@ -85,8 +85,7 @@ def test_config(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, A
     for override in parsed:
         key = override.key_or_group
         if key == "trainer":
-            config["trainer"] = conf.compose([f"task={config['task']}", override.input_line or ""])["trainer"]
-            plain = OmegaConf.create(config)
+            plain["trainer"] = conf.compose([f"task={config['task']}", override.input_line or ""])["trainer"]
             continue
         if key not in known:
             close = conf.nearest(key, known)

@@ -10,8 +10,9 @@ import torch
 
 from audiolab.audio.crop import fixed_length
 from audiolab.errors import InputError
+from audiolab.tasks.asvspoof.asv_scores import read_2019_asv_scores
 from audiolab.tasks.asvspoof.data import SpoofingData
-from audiolab.tasks.asvspoof.protocols import read_2019_asv_scores, read_2019_protocol
+from audiolab.tasks.asvspoof.protocols import read_2019_protocol
 
 CM = "LA/ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm."
 ASV = "LA/ASVspoof2019_LA_asv_scores/ASVspoof2019.LA.asv.eval.gi.trl.scores.txt"
@@ -19,6 +20,11 @@ ASV = "LA/ASVspoof2019_LA_asv_scores/ASVspoof2019.LA.asv.eval.gi.trl.scores.txt"
 
 def corpus(root: Path, **options) -> SpoofingData:
     defaults = {
+        "layout": "la2019",
+        "subset": None,
+        "corpora": None,
+        "published_size": False,
+        "conditions": [],
         "crop_samples": 16000,
         "eval_samples": None,
         "in_memory": False,
@@ -29,7 +35,7 @@ def corpus(root: Path, **options) -> SpoofingData:
         "on_bad_audio": "raise",
         "max_bad_audio": 0.1,
     }
-    return SpoofingData(str(root), **(defaults | options))
+    return SpoofingData(root=str(root), **(defaults | options))
 
 
 def edit(path: Path, old: str, new: str) -> None:

@@ -168,6 +168,12 @@ def test_test_prints_headlines_and_repeats_the_numbers(finished: Path, capsys: p
     )
 
 
+def test_options_of_a_test_hold_in_any_order(finished: Path):
+    config = RunFolder.open(finished).config
+    for argv in (["data.batch_size=3", "trainer=cpu"], ["trainer=cpu", "data.batch_size=3"]):
+        assert test.test_config(config, argv)["data"]["batch_size"] == 3
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [

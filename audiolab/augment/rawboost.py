@@ -82,6 +82,14 @@ class RawBoost:
         algo = self.algo if self.p == 1.0 or generator.random() < self.p else 0
         return draw_checked(algo, num_samples, generator, self.sample_rate, self.ranges)
 
+    def apply(self, waveforms: Waveforms, draws: Sequence[RawBoostParams]) -> Waveforms:
+        """The function `apply`, as a method: what a chain of augmentations calls."""
+        return apply(waveforms, draws)
+
+    def describe(self, draw: RawBoostParams) -> dict[str, Any]:
+        """What was drawn, for a record."""
+        return draw.summary()
+
 
 def apply(waveforms: Waveforms, params: RawBoostParams | Sequence[RawBoostParams]) -> Waveforms:
     """Noisy copies of `waveforms`, (batch, time) or (time,), by numbers drawn before: `params` of each row, or for all.

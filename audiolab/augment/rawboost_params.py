@@ -96,6 +96,21 @@ class RawBoostParams:
         """
         return _plain(asdict(self))
 
+    def summary(self) -> dict[str, Any]:
+        """The numbers drawn in a few hundred bytes: Hz rounded to 1, dB to 0.01, samples only counted.
+
+        >>> draw_params(2, 1000, np.random.default_rng(0)).summary()
+        {'algo': 2, 'num_impulses': 63}
+        """
+        record: dict[str, Any] = {"algo": self.algo}
+        if self.lnl:
+            record |= {"lnl": _summary(self.lnl)}
+        if self.isd:
+            record |= {"num_impulses": len(self.isd.positions)}
+        if self.ssi:
+            record |= {"ssi": _summary(self.ssi.bank), "snr_db": round(float(self.ssi.snr_db), 2)}
+        return record
+
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> RawBoostParams:
         """The parameters that `to_dict` gave; applying them gives the same waveform again."""
@@ -214,6 +229,15 @@ def _nearest(name: str) -> str:
 
 def _banks_from_dict(record: Mapping[str, Any]) -> NotchBanks:
     return NotchBanks(**{name: np.array(values) for name, values in record.items()})
+
+
+def _summary(banks: NotchBanks) -> dict[str, Any]:
+    return {
+        "fc_hz": banks.fc_hz.round().astype(int).tolist(),
+        "bw_hz": banks.bw_hz.round().astype(int).tolist(),
+        "taps": banks.taps.tolist(),
+        "gain_db": banks.gain_db.round(2).tolist(),
+    }
 
 
 def _plain(value: Any) -> Any:

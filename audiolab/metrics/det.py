@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from audiolab.errors import InputError
+from audiolab.errors import InputError, UndefinedMetricError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -65,14 +65,14 @@ def as_labels(values: ArrayLike, num_trials: int) -> NDArray[np.bool_]:
 
 
 def refuse_decisions(*classes: FloatArray, min_trials: int = 3) -> None:
-    """Raise InputError when `min_trials` or more trials hold fewer than three distinct scores.
+    """Raise InputError (UndefinedMetricError) when `min_trials` or more trials hold fewer than three distinct scores.
 
     `classes` are sorted ascending. With `min_trials=3` the single pair of trials that a cell of a breakdown table may
     hold passes, as it does in the official EER; the official t-DCF refuses it (`min_trials=2`).
     """
     num_trials = sum(scores.size for scores in classes)
     if num_trials >= min_trials and not has_soft_scores(*classes):
-        raise InputError(
+        raise UndefinedMetricError(
             f"The {num_trials} scores hold fewer than 3 distinct values, like decisions: "
             "pass soft scores, for example the log-likelihood ratio or the difference of the two logits."
         )

@@ -1,4 +1,4 @@
-"""Figures of detection experiments: DET curves, score histograms, bars per attack.
+"""Figures of detection experiments: DET curves, score histograms, bars per attack, tables as heat maps.
 
 Every function returns a `matplotlib.figure.Figure` with an Agg canvas and leaves pyplot's global state alone; save it
 with `figure.savefig(path)`. Rates come in as fractions and are drawn in percent. Colours are those of Okabe and Ito,
@@ -167,6 +167,45 @@ def attack_bars(
     axes.set_xlabel(unit if bounds is None else f"{unit} with 95 % interval")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", **GRID)
+    return figure
+
+
+def heat_map(
+    values: ArrayLike, rows: Sequence[str], columns: Sequence[str], quantity: str, title: str = "", decimals: int = 1
+) -> Figure:
+    """A table as colours with its numbers on them; NaN is an empty cell.
+
+    `quantity` names the values at the colour bar. The last row and column are set apart where they are called
+    "Pooled". Raises InputError for values of another shape than (rows, columns).
+
+    >>> figure = heat_map([[1.0, 2.5], [3.0, np.nan]], ["A07", "A08"], ["none", "alaw"], "EER (%)")
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['1.0', '2.5', '3.0']
+    """
+    cells = np.asarray(values, dtype=np.float64)
+    if cells.shape != (len(rows), len(columns)) or not cells.size:
+        raise InputError(f"The values have shape {cells.shape}: pass ({len(rows)}, {len(columns)}), one a cell.")
+    name_in = 0.075 * max(map(len, rows))
+    figure, axes = _figure(1.6 + name_in + 0.52 * len(columns), 1.3 + 0.27 * len(rows), title)
+    image = axes.imshow(np.ma.masked_invalid(cells), cmap="viridis", aspect="auto")
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
+    bar.set_label(quantity)
+    bar.outline.set_visible(False)
+    for (row, column), value in np.ndenumerate(cells):
+        if np.isfinite(value):
+            red, green, blue, _ = image.cmap(image.norm(value))
+            colour = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+            axes.text(column, row, f"{value:.{decimals}f}", ha="center", va="center", fontsize=7, color=colour)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    wide = max(map(len, columns)) > 6
+    turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if wide else {}
+    axes.set_xticks(range(len(columns)), columns, fontsize=8, **turned)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if rows[-1] == "Pooled" and len(rows) > 1:
+        axes.axhline(len(rows) - 1.5, color="white", linewidth=3)
+    if columns[-1] == "Pooled" and len(columns) > 1:
+        axes.axvline(len(columns) - 1.5, color="white", linewidth=3)
     return figure
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+_GAP, _MARGIN = 3, 2  # characters between the columns of a breakdown, and at both its ends together
 
 
 def console() -> Console:
@@ -38,7 +42,11 @@ def breakdowns(metrics: Mapping[str, float]) -> dict[str, pd.DataFrame]:
         if key.count("/") == 2:
             group, member, metric = key.split("/")
             cells.setdefault(group, {}).setdefault(member, {})[metric] = value
-    return {group: pd.DataFrame.from_dict(rows, orient="index") for group, rows in cells.items()}
+    tables = {}
+    for group, rows in cells.items():
+        columns = dict.fromkeys([*max(rows.values(), key=len), *(name for row in rows.values() for name in row)])
+        tables[group] = pd.DataFrame.from_dict(rows, orient="index", columns=None).reindex(columns=list(columns))
+    return tables
 
 
 def results_table(results: Mapping[str, Mapping[str, float]], headline: Mapping[str, str], title: str) -> Table:
@@ -53,20 +61,57 @@ def results_table(results: Mapping[str, Mapping[str, float]], headline: Mapping[
     return table
 
 
-def breakdown_tables(set_name: str, metrics: Mapping[str, float], headline: Mapping[str, str]) -> list[Table]:
-    """Return the breakdowns of a set (by attack, codec, speaker ...), one table each."""
+def breakdown_tables(
+    set_name: str, metrics: Mapping[str, float], headline: Mapping[str, str], width: int | None = None
+) -> list[Table]:
+    """Return the breakdowns of a set (by attack, codec, speaker ...); one wider than `width` characters as several.
+
+    Numbers are never broken over lines: headings are, and columns that do not fit go to a further table.
+    """
     tables = []
     for group, frame in breakdowns(metrics).items():
-        table = _titled(f"{set_name} by {group}")
-        table.add_column(group)
-        columns = [name for name in frame.columns if not name.endswith(("_low", "_high"))]
-        for name in columns:
-            table.add_column(_label(headline[name]) if name in headline else name.replace("_", " "), justify="right")
-        for member, row in frame.iterrows():
-            cells = (_value(row, name, _form(headline[name]) if name in headline else "{:.4g}") for name in columns)
-            table.add_row(str(member), *cells)
-        tables.append(table)
+        metric, crossed, factors = group.partition("_by_")
+        shown = metric if crossed else ""
+        rows = factors.partition("_and_")[0] if crossed else group
+        what = f"{_label(headline.get(shown, shown))} by {factors.replace('_', ' ')}" if crossed else f"by {group}"
+        columns = {}
+        for name in frame.columns:
+            if name.endswith(("_low", "_high")):
+                continue
+            form = headline.get(shown if crossed else name)
+            label = name if crossed else _label(form) if form else name.replace("_", " ")
+            cells = [_value(row, name, _form(form) if form else "{:.4g}") for _, row in frame.iterrows()]
+            columns[label] = (_narrow(label, cells), cells)
+        members = [str(name) for name in frame.index]
+        for part in _fitting(columns, max(map(len, [rows, *members])), width):
+            table = _titled(f"{set_name} {what}", box=box.SIMPLE_HEAD, pad_edge=False)
+            table.add_column(rows, no_wrap=True)
+            for label in part:
+                table.add_column(columns[label][0], justify="right", no_wrap=True)
+            for number, member in enumerate(members):
+                table.add_row(member, *(columns[label][1][number] for label in part))
+            tables.append(table)
     return tables
+
+
+def _narrow(label: str, cells: Sequence[str]) -> str:
+    """Break a heading at spaces so that it is no wider than the cells below it, where its words allow."""
+    needed = max(map(len, [*cells, *label.split()]))
+    return "\n".join(textwrap.wrap(label, needed, break_long_words=False))
+
+
+def _fitting(columns: Mapping[str, tuple[str, Sequence[str]]], first: int, width: int | None) -> list[list[str]]:
+    """Divide columns into tables of at most `width` characters, each with the first column."""
+    parts: list[list[str]] = [[]]
+    used = first + _MARGIN
+    for label, (heading, cells) in columns.items():
+        wide = max(map(len, [*cells, *heading.splitlines()])) + _GAP
+        if width is not None and parts[-1] and used + wide > width:
+            parts.append([])
+            used = first + _MARGIN
+        parts[-1].append(label)
+        used += wide
+    return parts
 
 
 def sweep_table(
@@ -189,9 +234,9 @@ def _cell(value: float | None, form: str = "{:.4g}") -> str:
     return "" if value is None or math.isnan(value) else form.format(value)
 
 
-def _titled(title: str) -> Table:
+def _titled(title: str, **options: Any) -> Table:
     """Return an empty table whose title stays on one line however narrow the table is."""
-    return Table(title=Text(title, no_wrap=True, overflow="ignore"), title_justify="left")
+    return Table(title=Text(title, no_wrap=True, overflow="ignore"), title_justify="left", **options)
 
 
 def _sets(jobs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -6,16 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from audiolab.audio.io import AudioError, BadAudioPolicy
 from audiolab.errors import InputError
+from audiolab.training.augmentation_log import AugmentationLog
 from audiolab.training.randomness import item_generator
 from audiolab.training.sampling import Draw, EvalBatches, TrainBatches
 
@@ -67,7 +70,8 @@ class SpeechData(L.LightningDataModule, ABC):
     """Loaders over named sets; subclasses say which sets there are and what is in them.
 
     `augment` is applied to `wave` (batch, time) of training batches only, on the batch's device, each row with the
-    generator of its (seed, epoch, utterance). The position in the epoch is part of the state, so that a resumed run
+    generator of its (seed, epoch, utterance). Where it is a `Chain` with `record`, what it drew is written to
+    `record_folder`, if that is set. The position in the epoch is part of the state, so that a resumed run
     goes on with the next batch. Raises InputError for unreadable audio unless `on_bad_audio` is `skip`.
     """
 
@@ -99,6 +103,7 @@ class SpeechData(L.LightningDataModule, ABC):
         self.on_bad_audio, self.max_bad_audio = on_bad_audio, max_bad_audio
         self.skipped_ids: set[str] = set()
         self.position = (0, 0)
+        self.record_folder: Path | None = None
 
     @abstractmethod
     def utterances(self, set_name: str) -> Utterances:
@@ -117,6 +122,10 @@ class SpeechData(L.LightningDataModule, ABC):
     @abstractmethod
     def context(self, set_name: str) -> dict[str, Any]:
         """Return facts of a set that its metrics need beyond the rows (JSON types only)."""
+
+    def parts(self, set_name: str, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """Return tables of parts of a set that are judged by themselves too, by name, with their own `attrs`."""
+        return {}
 
     @abstractmethod
     def choose_test_sets(self, names: list[str]) -> None:
@@ -157,7 +166,13 @@ class SpeechData(L.LightningDataModule, ABC):
         """Augment training batches."""
         if batch and self.augment is not None and self.trainer is not None and self.trainer.training:
             generators = [item_generator(self.seed, epoch, item, "augment") for epoch, item in batch["draw"]]
-            batch["wave"] = self.augment(batch["wave"], generators)
+            if self.record_folder is None or not getattr(self.augment, "record", False):
+                batch["wave"] = self.augment(batch["wave"], generators)
+            else:
+                drawn = [self.augment.draw(batch["wave"].shape[-1], generator) for generator in generators]
+                batch["wave"] = self.augment.apply(batch["wave"], drawn)
+                log = AugmentationLog(self.record_folder, self.trainer.global_rank)
+                log.write(batch["draw"], batch["id"], [self.augment.describe(draw) for draw in drawn])
         return batch
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pandas as pd
 import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
 
-from audiolab.errors import InputError
+from audiolab.errors import InputError, UndefinedMetricError
 from audiolab.reporting.scores import write_scores, write_text
+from audiolab.reporting.tables import breakdowns
 from audiolab.tracking import log_evaluation
 from audiolab.training.data import SpeechData
 from audiolab.training.task import Task
@@ -100,13 +102,29 @@ class Evaluation(L.Callback):
             skipped = set(gather(sorted(data.skipped_ids)))
             table = join_rows(rows, [name for name in data.ids(set_name) if name not in skipped], set_name)
             table.attrs = {**data.context(set_name), "set": set_name, "skipped": len(skipped & set(data.ids(set_name)))}
-            metrics = task.metrics(table)
-            self.results[set_name] = metrics
-            for name, value in metrics.items():
-                if "/" not in name:
-                    task.log(f"{set_name}/{name}", value, rank_zero_only=False, sync_dist=False)
-            if trainer.is_global_zero and trainer.state.fn is not TrainerFn.FITTING:
-                self._write(trainer, task, set_name, table, metrics)
+            if trainer.state.fn is TrainerFn.FITTING:
+                self._judge_epoch(task, set_name, table)
+                continue
+            for name, part in {set_name: table, **data.parts(set_name, table)}.items():
+                self.results[name] = task.metrics(part)
+                self._log(task, name)
+                if trainer.is_global_zero:
+                    self._write(trainer, task, name, part, self.results[name])
+
+    def _judge_epoch(self, task: Task, set_name: str, table: pd.DataFrame) -> None:
+        """Judge an epoch of training by what is logged, without breakdowns; an undefined metric is NaN, never best."""
+        table.attrs["headline_only"] = True
+        try:
+            self.results[set_name] = task.metrics(table)
+        except UndefinedMetricError as error:
+            log.warning("%s is not measured in this epoch: %s", set_name, error)
+            self.results[set_name] = dict.fromkeys(task.headline, math.nan)
+        self._log(task, set_name)
+
+    def _log(self, task: Task, set_name: str) -> None:
+        for name, value in self.results[set_name].items():
+            if "/" not in name:
+                task.log(f"{set_name}/{name}", value, rank_zero_only=False, sync_dist=False)
 
     def _write(
         self, trainer: L.Trainer, task: Task, set_name: str, table: pd.DataFrame, metrics: dict[str, float]
@@ -114,6 +132,8 @@ class Evaluation(L.Callback):
         write_scores(self.folder / "scores" / f"{set_name}.csv", table)
         for suffix, text in task.score_files(table).items():
             write_text(self.folder / "scores" / f"{set_name}.{suffix}", text)
+        for group, breakdown in breakdowns(metrics).items():
+            write_text(self.folder / "tables" / f"{set_name}_{group}.csv", breakdown.to_csv(index_label=group))
         figures = task.plots(table, metrics)
         for name, figure in figures.items():
             path = self.folder / "plots" / f"{set_name}_{name}.png"

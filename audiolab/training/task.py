@@ -43,7 +43,11 @@ class Task(L.LightningModule, ABC):
     def metrics(cls, table: pd.DataFrame) -> dict[str, float]:
         """Compute every metric from the rows of a whole set, sorted by id; facts of the set are in `table.attrs`.
 
-        A key of the form `group/member/metric` (`attack/A07/eer`) is a cell of the breakdown table `group`.
+        A key of the form `group/member/metric` (`attack/A07/eer`) is a cell of the breakdown table `group`. In a table
+        of one metric over two factors the group is `<metric>_by_<row>_and_<column>` and the third part the column
+        (`eer_by_attack_and_codec/A07/alaw`). With `table.attrs["headline_only"]` breakdowns may be left out: it is an
+        epoch of training, and nothing but the keys without `/` is looked at. Raises UndefinedMetricError where the
+        estimates of an untrained model would not do.
         Needs neither model nor audio, so saved scores give the same numbers.
         """
 

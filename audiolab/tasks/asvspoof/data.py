@@ -1,93 +1,60 @@
-"""ASVspoof 2019 LA, read in its published layout."""
+"""The DataModule: one public corpus in its published layout, or several at once."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+import pandas as pd
 
-from audiolab.audio.crop import fixed_length
-from audiolab.audio.io import AudioError, read_audio
+from audiolab.audio.io import AudioError
+from audiolab.build import check_signature
 from audiolab.errors import InputError
-from audiolab.metrics.spoofing import asv_table
+from audiolab.tasks.asvspoof.asv_scores import facts_of, published_facts
+from audiolab.tasks.asvspoof.conditions import ConditionTrials, check_conditions
+from audiolab.tasks.asvspoof.corpora import open_corpus
+from audiolab.tasks.asvspoof.corpora.base import Corpus, missing_files
+from audiolab.tasks.asvspoof.corpora.pooled import PooledCorpora, table_of
 from audiolab.tasks.asvspoof.demo import prepare_demo_corpus
-from audiolab.tasks.asvspoof.protocols import (
-    BONAFIDE,
-    SPOOF,
-    Trial,
-    read_2019_asv_scores,
-    read_2019_protocol,
-    require_both_classes,
-)
-from audiolab.training.data import Augment, Item, SpeechData, Utterances
+from audiolab.tasks.asvspoof.protocols import Trial, require_both_classes
+from audiolab.tasks.asvspoof.trials import SpoofingTrials
+from audiolab.training.data import Augment, SpeechData, Utterances
 
 log = logging.getLogger(__name__)
 
-SAMPLE_RATE_HZ = 16_000
-_PROTOCOLS = {"train": "train.trn", "dev": "dev.trl", "eval": "eval.trl"}
-
-
-class SpoofingTrials(Utterances):
-    """Trials with their audio: `wave` (time,) at 16 kHz, `label` 1 for bona fide and 0 for spoof.
-
-    `num_samples` fixes the length: a drawn window in training, the first samples otherwise; None keeps the whole.
-    With `in_memory` the decoded audio is kept after the first reading (64 kB a second and process).
-    """
-
-    def __init__(
-        self, trials: list[Trial], folder: Path, num_samples: int | None, *, training: bool, in_memory: bool
-    ) -> None:
-        self.trials, self.folder, self.num_samples, self.training = trials, folder, num_samples, training
-        self.ids = [trial.id for trial in trials]
-        self._decoded: dict[int, np.ndarray] | None = {} if in_memory else None
-
-    def path(self, index: int) -> Path:
-        """Return the audio file of a trial."""
-        return self.folder / f"{self.trials[index].id}.flac"
-
-    def read(self, index: int, generator: np.random.Generator) -> Item:
-        """Read one trial."""
-        trial = self.trials[index]
-        wave = self._wave(index)
-        if self.num_samples is not None:
-            wave = fixed_length(wave, self.num_samples, generator if self.training else None)
-        return {
-            "wave": wave,
-            "label": int(trial.label == BONAFIDE),
-            "speaker": trial.speaker,
-            "attack": trial.attack,
-        }
-
-    def _wave(self, index: int) -> np.ndarray:
-        if self._decoded is not None and index in self._decoded:
-            return self._decoded[index]
-        wave, _ = read_audio(self.path(index), sample_rate=SAMPLE_RATE_HZ)
-        if self._decoded is not None:
-            self._decoded[index] = wave
-        return wave
+AsvScores = Literal["auto", "require", "none", "asvspoof5"]
+CONDITIONS = "conditions"
 
 
 class SpoofingData(SpeechData):
-    """ASVspoof 2019 LA: sets train, dev and eval under `root`, the folder that holds `LA/` or is it.
+    """Sets train, dev and eval of the corpus at `root` in a `layout`; `subset` is the part of 2021 LA or DF to judge.
 
-    `crop_samples` is the length of training items, `eval_samples` that of dev and eval items (None: the whole
-    utterance, one at a time). `asv_scores`: `auto` gives t-DCF where the corpus has ASV scores and says so where not,
-    `require` refuses to go without, `none` does not look.
+    With layout `pooled`, `corpora` names several by their options `layout`, `root` and perhaps `subset`: train sets are
+    concatenated, dev sets are, and the eval sets are judged together as the set `pooled` and each by itself. With
+    `conditions`, the test set under each of them is the further set `conditions`.
+
+    `crop_samples` is the length of training items, `eval_samples` that of all others (None: the whole utterance, one
+    at a time). `asv_scores`: `auto` gives t-DCF where the corpus has ASV scores and says so where they are not there,
+    `require` refuses to go without, `none` does not look, a name takes the published rates of that corpus' ASV system.
+    With `published_size`, a set of another size than the published one is told of.
     """
 
     options_of_the_run = ("eval_batch_size", "eval_samples")
-    val_sets = ["dev"]  # noqa: RUF012 - Lightning copies nothing; choose_test_sets replaces, never mutates
 
     def __init__(
         self,
-        root: str,
+        layout: str,
+        root: str | None,
+        subset: str | None,
+        corpora: dict[str, Any] | None,
+        published_size: bool,
+        conditions: list[str],
         crop_samples: int,
         eval_samples: int | None,
         in_memory: bool,
-        asv_scores: Literal["auto", "require", "none"],
+        asv_scores: AsvScores,
         batch_size: int,
         eval_batch_size: int,
         num_workers: int,
@@ -102,97 +69,154 @@ class SpoofingData(SpeechData):
                 "their lengths differ, set data.eval_batch_size=1 or a fixed data.eval_samples"
             )
         super().__init__(batch_size, eval_batch_size, num_workers, on_bad_audio, max_bad_audio, seed, augment)
-        self.root = Path(root).expanduser()
+        check_conditions(conditions)
+        self.corpus = _open(layout, root, subset, corpora)
+        self.published_size, self.conditions = published_size, conditions
         self.crop_samples, self.eval_samples = crop_samples, eval_samples
         self.in_memory, self.asv_scores = in_memory, asv_scores
-        self.test_sets = ["eval"]
-        self._sets: dict[str, SpoofingTrials] = {}
+        self.val_sets, self.test_sets = ["dev"], [self.corpus.test_set]
+        self._chosen: list[str] | None = None
+        self._sets: dict[str, Utterances] = {}
+        self._contexts: dict[str, dict[str, Any]] = {}
 
     @property
     def num_files(self) -> int:
-        """Trials of all sets that have been read."""
-        return sum(len(trials) for trials in self._sets.values())
+        """Audio files of all sets that have been read."""
+        return sum(len(trials) for trials in self._sets.values() if isinstance(trials, SpoofingTrials))
 
     def setup(self, stage: str) -> None:
-        """Read and check the protocols that a stage needs; `fit` reads eval too where there is one."""
+        """Read and check the protocols that a stage needs; `fit` reads the test sets too."""
+        there = self.corpus.sets
         if stage == "fit":
-            if not self._protocol("eval").is_file():
-                self.test_sets = []
-            for name in ("train", *self.val_sets, *self.test_sets):
-                self.utterances(name)
-        for name in self.val_sets if stage == "validate" else self.test_sets if stage == "test" else []:
+            self._require_training_sets()
+        self.val_sets = [name for name in ("dev",) if name in there]
+        own = [self.corpus.test_set] if self.corpus.test_set in there else []
+        self.test_sets = self._chosen or own + ([CONDITIONS] if own and self.conditions else [])
+        if stage == "test" and not self.test_sets:
+            raise InputError(f"{self.corpus.title} has no eval set there: choose one with --set {there[-1]}")
+        needed = {
+            "fit": ["train", *self.val_sets, *self.test_sets],
+            "validate": self.val_sets,
+            "test": self.test_sets,
+        }
+        for name in needed.get(stage, []):
             self.utterances(name)
-        for name in {*self.val_sets, *self.test_sets} & set(self._sets):
-            self.context(name)
+            if name != "train":
+                self.context(name)
 
     def choose_test_sets(self, names: list[str]) -> None:
-        """Test on the named sets instead of eval."""
+        """Test on the named sets instead of the test set."""
+        there = [*self.corpus.sets, *([CONDITIONS] if self.conditions else [])]
         for name in names:
-            if name not in _PROTOCOLS:
-                raise InputError(f"--set {name} is unknown: 2019 LA has {', '.join(_PROTOCOLS)}")
-        self.test_sets = names
+            if name not in there:
+                hint = "" if self.conditions else "; for conditions give data.conditions=[none,mp3_32kbps,noise_20db]"
+                raise InputError(f"--set {name} is unknown: {self.corpus.title} has {', '.join(there)}{hint}")
+        self._chosen = self.test_sets = names
 
-    def utterances(self, set_name: str) -> SpoofingTrials:
+    def utterances(self, set_name: str) -> Utterances:
         """Return a set, read and checked once."""
         if set_name not in self._sets:
-            protocol = self._protocol(set_name)
-            if not protocol.is_file() and not protocol.parent.is_dir():
-                raise InputError(
-                    f"data.root={self.root} is not in the ASVspoof 2019 LA layout: it has no {protocol.parent.name}/; "
-                    "give the folder that holds LA/ (with ASVspoof2019_LA_cm_protocols and ASVspoof2019_LA_train ...)"
-                )
-            trials = read_2019_protocol(protocol)
-            require_both_classes(trials, protocol)
-            training = set_name == "train"
-            folder = self._base / f"ASVspoof2019_LA_{set_name}" / "flac"
-            length = self.crop_samples if training else self.eval_samples
-            found = SpoofingTrials(trials, folder, length, training=training, in_memory=self.in_memory)
-            self._sets[set_name] = found
-            self._check_files(found, protocol)
+            self._sets[set_name] = self._conditions() if set_name == CONDITIONS else self._trials(set_name)
         return self._sets[set_name]
 
     def context(self, set_name: str) -> dict[str, Any]:
-        """Return the ASV error rates by attack, for the t-DCF, where there are ASV scores."""
-        path = self._base / "ASVspoof2019_LA_asv_scores" / f"ASVspoof2019.LA.asv.{set_name}.gi.trl.scores.txt"
+        """Return the order of the codecs and, where there are ASV scores, the ASV error rates for the t-DCF."""
+        if set_name not in self._contexts:
+            if set_name == CONDITIONS:
+                facts: dict[str, Any] = {"codecs": self.conditions, "codec_word": "condition"}
+            else:
+                trials = self._trials_of(set_name)
+                facts = {"codecs": list(self.corpus.codecs)} if self.corpus.codecs else {}
+                if isinstance(self.corpus, Corpus):
+                    facts |= self._asv_facts(self.corpus, set_name, trials)
+            self._contexts[set_name] = facts
+        return self._contexts[set_name]
+
+    def parts(self, set_name: str, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """Return the eval set of every corpus out of the pooled one, each with its own facts."""
+        if not isinstance(self.corpus, PooledCorpora) or set_name != self.corpus.test_set:
+            return {}
+        parts = {}
+        for name, found in self.corpus.members(set_name).items():
+            corpus = self.corpus.corpora[name]
+            if name not in self._contexts:
+                self._contexts[name] = self._asv_facts(corpus, "eval", found.trials)
+            part = table_of(table, name)
+            codecs = {"codecs": list(corpus.codecs)} if corpus.codecs else {}
+            part.attrs = {**codecs, **self._contexts[name], "set": name, "skipped": len(found.trials) - len(part)}
+            parts[name] = part
+        return parts
+
+    def _trials_of(self, set_name: str) -> list[Trial]:
+        trials = self.utterances(set_name)
+        assert isinstance(trials, SpoofingTrials)
+        return trials.trials
+
+    def _trials(self, set_name: str) -> SpoofingTrials:
+        trials, paths, source = self.corpus.read(set_name)
+        require_both_classes(trials, str(source))
+        if self.published_size:
+            for sentence in self.corpus.size_differences(set_name, trials):
+                log.warning("%s (data.published_size=false stops this line)", sentence)
+        training = set_name == "train"
+        length = self.crop_samples if training else self.eval_samples
+        found = SpoofingTrials(trials, paths, length, training=training, in_memory=self.in_memory)
+        self._sets[set_name] = found  # counted among the files from here on
+        self._check_files(found, source)
+        return found
+
+    def _conditions(self) -> ConditionTrials:
+        plain = self.utterances(self.corpus.test_set)
+        assert isinstance(plain, SpoofingTrials)
+        found = ConditionTrials(plain, self.conditions)
+        skipped = self.skipped_ids & set(plain.ids)
+        self.skipped_ids |= {f"{name}@{condition}" for name in skipped for condition in self.conditions}
+        return found
+
+    def _asv_facts(self, corpus: Corpus, set_name: str, trials: list[Trial]) -> dict[str, Any]:
         if self.asv_scores == "none" or set_name == "train":
             return {}
-        if not path.is_file():
-            if self.asv_scores == "require":
-                raise InputError(
-                    f"t-DCF needs ASV scores and {path} does not exist: put them there, "
-                    "or set data.asv_scores=none to go without t-DCF"
-                )
-            log.warning("no t-DCF for %s: %s does not exist", set_name, path)
-            return {}
-        scores = read_2019_asv_scores(path)
-        attacks = {trial.attack for trial in self.utterances(set_name).trials if trial.label == SPOOF}
-        known = set(scores.loc[scores["key"] == SPOOF, "attack"])
-        if attacks != known:
-            differing = sorted(attacks ^ known)
+        if self.asv_scores not in ("auto", "require"):
+            facts = published_facts(self.asv_scores)
+            log.warning("t-DCF for %s with the %s, not with ASV scores of this set", set_name, facts["asv_source"])
+            return facts
+        files = corpus.asv_files(set_name)
+        absent = [path for path in files if not path.is_file()]
+        if files and not absent:
+            return facts_of(corpus.asv_scores(set_name), trials, files[-1], set_name)
+        why = f"{absent[0]} does not exist" if absent else f"{corpus.title} has none"
+        if self.asv_scores == "require":
             raise InputError(
-                f"{path} does not belong to the {set_name} protocol: attack {differing[0]} is in one of them only; "
-                "take the ASV scores of this set, or set data.asv_scores=none"
+                f"t-DCF needs ASV scores and {why}: put them there, "
+                "or set data.asv_scores=none to go without t-DCF (asvspoof5: with that corpus' published ASV rates)"
             )
-        rates = asv_table(scores["score"], scores["key"], scores["attack"])
-        return {"asv": {attack: asdict(cell) for (attack, _), cell in rates.items()}}
+        if absent:
+            log.warning("no t-DCF for %s: %s", set_name, why)
+        return {}
 
-    @property
-    def _base(self) -> Path:
-        return self.root / "LA" if (self.root / "LA").is_dir() else self.root
+    def _require_training_sets(self) -> None:
+        title, there = self.corpus.title, self.corpus.sets
+        if "train" not in there:
+            own = self.corpus.choice if isinstance(self.corpus, Corpus) else "pooled"
+            raise InputError(
+                f"{title} has no training set: train on another corpus (data=asvspoof/la2019 data.root=...) and test "
+                f"the run on this one with python -m audiolab.test <run> data=asvspoof/{own} ..."
+            )
+        if "dev" not in there:
+            raise InputError(
+                f"{title} has a training set and no dev set, on which the best epoch is chosen: "
+                "mark some trials as dev, or train on a corpus that has one"
+            )
 
-    def _protocol(self, set_name: str) -> Path:
-        return self._base / "ASVspoof2019_LA_cm_protocols" / f"ASVspoof2019.LA.cm.{_PROTOCOLS[set_name]}.txt"
-
-    def _check_files(self, trials: SpoofingTrials, protocol: Path) -> None:
-        there = {path.name for path in trials.folder.iterdir()} if trials.folder.is_dir() else set()
-        missing = [index for index in range(len(trials)) if trials.path(index).name not in there]
+    def _check_files(self, trials: SpoofingTrials, source: Path) -> None:
+        missing = missing_files(trials.paths)
         if missing and self.on_bad_audio == "raise":
             raise InputError(
-                f"{protocol} names {len(missing)} of {len(trials)} files that are not there, the first is "
+                f"{source} names {len(missing)} of {len(trials)} files that are not there, the first is "
                 f"{trials.path(missing[0])}: complete the corpus, or set data.on_bad_audio=skip"
             )
         for index in missing:
-            path = str(trials.path(index))
+            path = trials.paths[index]
             self.bad_audio.handle(AudioError(f"{path} does not exist.", path, "does not exist"))
             self.skipped_ids.add(trials.ids[index])
 
@@ -202,9 +226,36 @@ class DemoData(SpoofingData):
 
     def prepare_data(self) -> None:
         """Make the corpus (seconds); only one process does. A folder of another name must be there already."""
-        if self.root.name != "asvspoof_demo" and not self.root.exists():
+        assert isinstance(self.corpus, Corpus)
+        root = self.corpus.root
+        if root.name != "asvspoof_demo" and not root.exists():
             raise InputError(
-                f"data.root={self.root} does not exist, and data=asvspoof/demo is the built-in synthetic corpus: "
+                f"data.root={root} does not exist, and data=asvspoof/demo is the built-in synthetic corpus: "
                 "for a corpus of yours choose data=asvspoof/la2019 data.root=<folder>"
             )
-        prepare_demo_corpus(self.root)
+        prepare_demo_corpus(root)
+
+
+def _open(layout: str, root: str | None, subset: str | None, corpora: object) -> Corpus | PooledCorpora:
+    if layout != "pooled":
+        if corpora is not None:
+            raise InputError(f"data.corpora is for data=asvspoof/pooled: leave it out of data.layout={layout}")
+        if root is None:
+            raise InputError(f"data.root has no value: give the folder of data.layout={layout}")
+        return open_corpus(layout, root, subset)
+    if root is not None or subset is not None:
+        raise InputError("data.root and data.subset are for one corpus: with data=asvspoof/pooled use data.corpora")
+    return PooledCorpora(_open_all(corpora))
+
+
+def _open_all(corpora: object) -> dict[str, Corpus]:
+    if not isinstance(corpora, Mapping):
+        raise InputError(f"data.corpora={corpora!r} does not fit: give {{name: {{layout: ..., root: ...}}, ...}}")
+    opened = {}
+    for name, section in corpora.items():
+        where = f"data.corpora.{name}"
+        if not isinstance(section, Mapping):
+            raise InputError(f"{where}={section!r} does not fit: give {{layout: ..., root: ...}}")
+        check_signature(open_corpus, section, where, given=("option",))
+        opened[str(name)] = open_corpus(**section, option=f"{where}.root")
+    return opened

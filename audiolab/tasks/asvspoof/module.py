@@ -14,9 +14,9 @@ from audiolab.audio.crop import fixed_length
 from audiolab.audio.level import SILENCE_DBFS, normalize_rms, rms_dbfs
 from audiolab.audio.resample import resample
 from audiolab.errors import InputError
-from audiolab.tasks.asvspoof.data import SAMPLE_RATE_HZ
 from audiolab.tasks.asvspoof.evaluation import figures_of, metrics_of, score_files_of
 from audiolab.tasks.asvspoof.protocols import BONAFIDE, SPOOF
+from audiolab.tasks.asvspoof.trials import FACTS, SAMPLE_RATE_HZ
 from audiolab.training.optim import Optimization
 from audiolab.training.task import Batch, Task
 
@@ -68,11 +68,10 @@ class SpoofingDetection(Task):
     def rows(self, batch: Batch) -> list[dict[str, Any]]:
         """Return one scored trial a row."""
         score_b = self.scores(self(batch["wave"])).tolist()
-        columns = zip(batch["id"], batch["speaker"], batch["attack"], batch["label"].tolist(), score_b, strict=True)
-        return [
-            {"id": name, "speaker": speaker, "attack": attack, "label": BONAFIDE if label else SPOOF, "score": score}
-            for name, speaker, attack, label, score in columns
-        ]
+        label_b = [BONAFIDE if label else SPOOF for label in batch["label"].tolist()]
+        columns = {"id": batch["id"], **{name: batch[name] for name in FACTS if name in batch}}
+        columns |= {"label": label_b, "score": score_b}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     @classmethod
     def metrics(cls, table: pd.DataFrame) -> dict[str, float]:
