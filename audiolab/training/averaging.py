@@ -22,6 +22,7 @@ AVERAGE = "average.ckpt"
 def moving_average(average: Tensor, current: Tensor, decay: float) -> Tensor:
     """Return decay x average + (1 - decay) x current; equal values stay what they are to the bit, counters are copied.
 
+    >>> import torch
     >>> moving_average(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]), decay=0.75).tolist()
     [1.0, 2.5]
     """
@@ -31,6 +32,7 @@ def moving_average(average: Tensor, current: Tensor, decay: float) -> Tensor:
 def mean_weights(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the mean of state dicts, summed in float64; what is not a floating-point number is that of the first.
 
+    >>> import torch
     >>> mean_weights([{"w": torch.tensor([0.0])}, {"w": torch.tensor([3.0])}])
     {'w': tensor([1.5000])}
     """
@@ -62,6 +64,10 @@ class MovingAverage(WeightAveraging):
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Whether the average takes in the weights after an optimiser step."""
         return step_idx is not None and step_idx >= self.start_step and step_idx % self.every_n_steps == 0
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Forget the average after training: Lightning would put it in place of the weights that a test loads."""
+        self._average_model = None
 
 
 class TopKAverage(L.Callback):
