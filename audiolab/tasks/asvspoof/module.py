@@ -170,9 +170,11 @@ class SpoofingDetection(Task):
 def _freeze_classifier(model: SpoofModel) -> None:
     """Freeze the parameters between embedding and logits: no loss reaches them, and DDP refuses to go on without."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with torch.enable_grad():
-        logits_bc = model.classify(torch.zeros(1, model.embedding_dim))
-    gradients = torch.autograd.grad(logits_bc.sum(), parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None:
-            parameter.requires_grad_(False)
+    training = model.training
+    logits_bc = model.eval().classify(torch.zeros(1, model.embedding_dim))
+    model.train(training)
+    if logits_bc.requires_grad:
+        gradients = torch.autograd.grad(logits_bc.sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.requires_grad_(False)
