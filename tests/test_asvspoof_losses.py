@@ -12,6 +12,7 @@ from torch import nn
 
 from audiolab import build, config
 from audiolab.errors import InputError
+from audiolab.tasks.asvspoof.backend import AttentionPooling
 from audiolab.tasks.asvspoof.losses import (
     AMSoftmax,
     Criterion,
@@ -21,8 +22,9 @@ from audiolab.tasks.asvspoof.losses import (
     WeightedCrossEntropy,
     supervised_contrastive,
 )
-from audiolab.tasks.asvspoof.model import TextureDetector
+from audiolab.tasks.asvspoof.model import Detector
 from audiolab.tasks.asvspoof.module import SpoofingDetection
+from audiolab.tasks.asvspoof.texture import TextureFrontEnd
 from audiolab.training.fgm import adversarial
 from audiolab.training.mixup import Mixup
 from audiolab.training.optim import Optimization
@@ -49,7 +51,8 @@ def criterion_of(name: str, embedding_dim: int) -> Criterion:
 
 def task_of(criterion: Criterion, **options) -> SpoofingDetection:
     torch.manual_seed(0)
-    model = TextureDetector(hidden=16, d_model=8, dropout=0.0, feature_noise=0.0)
+    front_end = TextureFrontEnd(hidden=16, dim=8, dropout=0.0, feature_noise=0.0)
+    model = Detector(front_end, AttentionPooling(dim=8), dropout=0.0)
     recipe = Optimization(1e-2, 0.0, (0.9, 0.999), 0.0, 1.0, 0.0)
     return SpoofingDetection(model, criterion, recipe, -25.0, None, **{"score": "difference", **options})
 
@@ -176,7 +179,7 @@ def test_losses_on_the_embedding_have_a_parameter_group_and_leave_the_classifier
     assert [p is task.criterion.center for p in groups["loss"]["params"]] == [True]
     assert groups["loss"]["weight_decay"] == 0 and groups["rest"]["weight_decay"] > 0
     frozen = {name for name, parameter in task.named_parameters() if not parameter.requires_grad}
-    assert frozen == {"model.head.classifier.weight", "model.head.classifier.bias"}
+    assert frozen == {"model.classifier.weight", "model.classifier.bias"}
     assert next(iter(task.optimization.assign(task_of(WeightedCrossEntropy(0.1, 0.9))))).name == "rest"
 
 

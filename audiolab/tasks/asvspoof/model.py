@@ -56,11 +56,6 @@ class SpoofModel(nn.Module, ABC):
     embedding_dim: int
     min_samples: int
 
-    @property
-    def embedding_dim(self) -> int:
-        """Size of the embedding."""
-        return self.head.classifier.in_features
-
     @abstractmethod
     def _embed(self, wave_bt: Tensor, states: Tensor | None) -> Tensor: ...
 
