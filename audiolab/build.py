@@ -55,7 +55,8 @@ def check_signature(callable_: Any, options: Mapping[str, Any], where: str, give
             raise InputError(f"{where}.{key} is set by audiolab itself: leave it out")
         if key not in named and not open_ended:
             close = difflib.get_close_matches(key, named, n=1)
-            hint = f"did you mean {where}.{close[0]}?" if close else f"its options are {', '.join(named)}"
+            others = f"its options are {', '.join(named)}; ~{where}.{key} takes out what a recipe set"
+            hint = f"did you mean {where}.{close[0]}?" if close else others
             raise InputError(f"{where}.{key} is not an option of {name}: {hint}")
         if key in parameters and not _fits(value, _annotation(callable_, key)):
             expected = _words(_annotation(callable_, key))

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from audiolab.errors import InputError
 
-GROUPS = ("task", "experiment", "model", "data", "augment", "trainer", "logger", "callbacks")
+GROUPS = ("task", "experiment", "model", "data", "augment", "loss", "trainer", "logger", "callbacks")
 
 
 def config_folder() -> Path:

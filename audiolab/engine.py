@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from audiolab import build as builder
@@ -60,6 +60,8 @@ def prepare(config: dict[str, Any]) -> tuple[SpeechData, Task]:
     """Build trainer, model and data and read the protocols once, so that errors come before anything is written."""
     make_trainer(config, logger=False, enable_checkpointing=False)
     task, data = build_task(config), build_data(config)
+    task.optimization.parameter_groups(task)
+    _callbacks(config, Path())
     data.prepare_data()
     data.setup("fit")
     known = [f"{set_name}/{metric}" for set_name in data.val_sets for metric in task.headline]
@@ -92,7 +94,7 @@ def build_trainer(config: dict[str, Any], folder: Path, run: RunFolder | None, *
     callbacks: list[L.Callback] = [evaluation]
     loggers: list[Any] = []
     if training and run is not None:
-        callbacks += [Position(config["seed"]), EpochLine(), *_callbacks(config, run)]
+        callbacks += [Position(config["seed"]), EpochLine(), *_callbacks(config, run.path / "checkpoints")]
         loggers = [builder.build(section, run=run) for section in (config["logger"] or {}).values()]
     return make_trainer(config, callbacks=callbacks, logger=loggers, default_root_dir=folder)
 
@@ -266,9 +268,9 @@ class log_to:  # noqa: N801 - reads as a verb where it is used
         logging.captureWarnings(False)
 
 
-def _callbacks(config: dict[str, Any], run: RunFolder) -> list[L.Callback]:
+def _callbacks(config: dict[str, Any], folder: Path) -> list[L.Callback]:
     callbacks = []
     for section in (config["callbacks"] or {}).values():
-        is_checkpoint = issubclass(builder.locate(section["_target_"]), ModelCheckpoint)
-        callbacks.append(builder.build(section, **({"dirpath": run.path / "checkpoints"} if is_checkpoint else {})))
+        writes = "dirpath" in inspect.signature(builder.locate(section["_target_"])).parameters
+        callbacks.append(builder.build(section, **({"dirpath": folder} if writes else {})))
     return callbacks

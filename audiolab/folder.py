@@ -110,11 +110,11 @@ class RunFolder:
 
     @property
     def best_checkpoint(self) -> Path:
-        """The checkpoint to evaluate and apply: `best.ckpt`, else `last.ckpt`.
+        """The checkpoint to evaluate and apply: `average.ckpt`, else `best.ckpt`, else `last.ckpt`.
 
         Raises InputError when there is none.
         """
-        for name in ("best.ckpt", "last.ckpt"):
+        for name in ("average.ckpt", "best.ckpt", "last.ckpt"):
             if (self.path / "checkpoints" / name).is_file():
                 return self.path / "checkpoints" / name
         raise InputError(

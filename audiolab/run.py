@@ -16,7 +16,7 @@ python -m audiolab.run experiment=<task>/<recipe> ...       a full recipe
 python -m audiolab.run -m task=<task> seed=0,1,2 ...        a sweep over every combination
 
 options:
-  model= data= augment= trainer= logger= callbacks=         choose a file of conf/<group>/
+  model= data= augment= loss= trainer= logger= callbacks=   choose a file of conf/<group>/
   <section>.<option>=<value>                                change one value, e.g. data.root=/corpora/LA
   seed=<int>  name=<run folder's name>  outputs=<folder>    the same command with the same name= goes on or is skipped
   plan=true                                                 print parameters, memory, steps and hours; train nothing

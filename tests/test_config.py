@@ -13,6 +13,7 @@ from audiolab.run import main
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = config.choices("experiment", [CONF])
 MODELS = config.choices("model", [CONF])
+LOSSES = config.choices("loss", [CONF])
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ MODELS = config.choices("model", [CONF])
         (["task=asvspoof", "experiment=la_mini"], "did you mean asvspoof/la_mini"),
         (["task=asvspoof", "data=asvspoof/lamini"], "did you mean asvspoof/la_mini"),
         (["task=asvspoof", "model=sinc_small"], "did you mean asvspoof/sinc_small"),
+        (["task=asvspoof", "loss=asvspoof/focl"], "did you mean asvspoof/focal"),
         (["task=asvspoof", "trainer=gpus"], "did you mean gpu"),
         (["task=asvspoof", "logger=[csv,wandbb]"], "did you mean wandb"),
         (["task=asvspoof", "data.rot=/x"], "did you mean data.root"),
@@ -74,6 +76,10 @@ def test_sections_are_checked_against_the_classes_they_build(overrides: list[str
         (["trainer.devices=0"], "trainer.devices=0 is unknown"),
         (["trainer.max_epochs=0"], "whole number from 1 up"),
         (["monitor.metric=dev/foo"], "is never measured: there are dev/eer"),
+        (["monitor.metric=eval/eer"], "is never measured: there are dev/eer"),  # "best" by a test set
+        (["+optimizer.groups.lora={contains: [lora_]}"], "optimizer.groups.lora matches no trainable parameter"),
+        (["callbacks=ema", "callbacks.ema.decay=1.5"], "moving average with decay=1.5"),
+        (["loss=asvspoof/supcon", "module.mixup=1.0"], "does not go with SupConCrossEntropy"),
     ],
 )
 def test_values_that_cannot_work_are_refused_before_anything_is_written(
@@ -109,11 +115,13 @@ def test_the_full_model_can_be_built_without_its_weights():
     assert sum(parameter.numel() for parameter in model.parameters()) == 317_119_070
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_every_keyword_of_a_model_appears_in_its_yaml(model: str):
+@pytest.mark.parametrize(
+    ("section", "name"), [("model", name) for name in MODELS] + [("loss", name) for name in LOSSES]
+)
+def test_every_keyword_of_a_class_appears_in_its_yaml(section: str, name: str):
     import inspect
 
-    composed = config.compose_run([f"task={model.split('/')[0]}", f"model={model}"], "x")
+    composed = config.compose_run([f"task={name.split('/')[0]}", f"{section}={name}"], "x")
     engine.check(composed)
 
     def compare(section: object, where: str) -> None:
@@ -125,7 +133,15 @@ def test_every_keyword_of_a_model_appears_in_its_yaml(model: str):
             parameters = inspect.signature(build.locate(section["_target_"])).parameters
             assert set(section) - {"_target_"} == set(parameters), where
 
-    compare(composed["model"], "model")
+    compare(composed[section], section)
+
+
+def test_every_option_of_the_task_appears_in_its_yaml():
+    import inspect
+
+    module = config.compose_run(["task=asvspoof"], "x")["module"]
+    parameters = inspect.signature(build.locate(module["_target_"])).parameters
+    assert set(module) - {"_target_"} == set(parameters) - {"model", "criterion", "optimization"}
 
 
 def test_an_experiment_picks_the_task_and_the_command_line_has_the_last_word():

@@ -306,12 +306,23 @@ def stopped(argv: list[str], checkpoint: Path, how: signal.Signals) -> tuple[int
     return process.returncode, output
 
 
+EVERYTHING = [
+    "loss=asvspoof/oc_softmax",
+    "module.mixup=1.0",
+    "module.fgm=0.5",
+    "callbacks=topk_average",
+    "callbacks.average.keep=2",
+    "+callbacks.ema={_target_:audiolab.training.averaging.MovingAverage,decay:0.8,every_n_steps:1,start_step:0}",
+]
+
+
 def test_interrupted_and_killed_in_epochs_a_resumed_run_ends_with_the_same_weights(tiny_la: Path, tmp_path: Path):
-    argv = options(tiny_la, tmp_path, "callbacks.last.every_n_steps=1")
+    """With everything on that draws or remembers: augmentation, mixup, FGM, a centre, moving and top-k averages."""
+    argv = options(tiny_la, tmp_path, "callbacks.last.every_n_steps=1", *EVERYTHING)
     argv = [*argv, "trainer.max_epochs=5", "trainer.accumulate_grad_batches=2"]  # three optimiser steps an epoch
     whole = command("audiolab.run", *argv, "name=whole")
     assert whole.returncode == 0, whole.stderr
-    folder = tmp_path / "out/asvspoof/cut"
+    folder, whole_folder = tmp_path / "out/asvspoof/cut", tmp_path / "out/asvspoof/whole"
     checkpoints = folder / "checkpoints"
     code, output = stopped(["audiolab.run", *argv, "name=cut"], checkpoints / "step0000004.ckpt", signal.SIGINT)
     assert code == 130
@@ -322,9 +333,14 @@ def test_interrupted_and_killed_in_epochs_a_resumed_run_ends_with_the_same_weigh
     done = command("audiolab.resume", str(folder))
     assert done.returncode == 0, done.stderr
     assert "going on from" in done.stdout
-    expected, found = weights(tmp_path / "out/asvspoof/whole"), weights(folder)
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
+    for checkpoint in ("last.ckpt", "best.ckpt", "average.ckpt"):
+        expected, found = weights(whole_folder, checkpoint), weights(folder, checkpoint)
+        for name, tensor in expected.items():
+            assert torch.equal(tensor, found[name]), (checkpoint, name)
+    assert not list(checkpoints.glob("top*"))
+    assert RunFolder.open(folder).best_checkpoint == checkpoints / "average.ckpt"
+    kept = [torch.load(path / "checkpoints/average.ckpt", weights_only=True)["kept"] for path in (folder, whole_folder)]
+    assert kept[0] == kept[1] and len(kept[0]) == 2
     assert json.loads((folder / "metrics.json").read_text()) == json.loads(
         (tmp_path / "out/asvspoof/whole/metrics.json").read_text()
     )
@@ -336,7 +352,7 @@ def test_two_processes_give_the_metrics_of_one(finished: Path, tiny_la: Path, tm
     """An odd number of trials on two processes: nothing is padded, every id is scored once, one folder is made."""
     protocol = tiny_la / "LA/ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm.dev.trl.txt"
     protocol.write_text("".join(line + "\n" for line in protocol.read_text().splitlines()[:-1]))
-    argv = options(tiny_la, tmp_path, "augment=asvspoof/none", "trainer.max_epochs=1")
+    argv = options(tiny_la, tmp_path, "augment=asvspoof/none", "trainer.max_epochs=1", *EVERYTHING)
     two = command(
         "audiolab.run",
         *argv,
@@ -355,6 +371,7 @@ def test_two_processes_give_the_metrics_of_one(finished: Path, tiny_la: Path, tm
     for set_name, metrics in alone.items():
         assert metrics["eer"] == reported[set_name]["eer"]
         assert metrics["min_dcf"] == pytest.approx(reported[set_name]["min_dcf"], abs=1e-12)
+    assert (folder / "checkpoints/average.ckpt").is_file()
 
 
 def test_torchrun_makes_one_folder(tiny_la: Path, tmp_path: Path):

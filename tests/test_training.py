@@ -106,6 +106,51 @@ def test_every_trainable_parameter_is_in_exactly_one_group():
         Optimization(1e-3, 0.0, (0.9, 0.999), 0.0, 1.0, 0.0, {"a": {"prefix": "frozen"}}).parameter_groups(model)
 
 
+def test_a_group_is_found_by_prefix_or_by_pattern_and_the_first_that_fits_has_it():
+    encoder = nn.ModuleDict({"q_proj": nn.ModuleDict({"base": nn.Linear(2, 2), "lora_A": nn.Linear(2, 2)})})
+    model = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(2, 2), "criterion": nn.Linear(2, 2)})
+    groups = {
+        "lora": {"contains": ["lora_"], "lr": 1e-4, "warmup": 0.5},
+        "encoder": {"prefix": ["encoder."], "lr": 1e-6, "floor_lr": 1e-7},
+        "loss": {"prefix": "crit", "contains": "nothing", "weight_decay": 0.0},
+        "absent": {"contains": "adapter", "optional": True},
+    }
+    recipe = Optimization(1e-3, 0.1, (0.9, 0.999), 0.0, 0.1, 1e-6, groups)
+    found = {group["name"]: {id(p) for p in group["params"]} for group in recipe.parameter_groups(model)}
+    assert list(found) == ["lora", "encoder", "loss", "rest"]
+    for name, module in {
+        "lora": encoder["q_proj"]["lora_A"],
+        "encoder": encoder["q_proj"]["base"],
+        "loss": model["criterion"],
+        "rest": model["head"],
+    }.items():
+        assert found[name] == {id(p) for p in module.parameters()}
+    optimizer, schedule = recipe.build(model, total_steps=100)
+    rates = []
+    for _ in range(101):
+        rates.append({group["name"]: group["lr"] for group in optimizer.param_groups})
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx({"lora": 1e-5, "encoder": 1e-6, "loss": 1e-3, "rest": 1e-3})
+    assert rates[50]["lora"] == max(rate["lora"] for rate in rates) == pytest.approx(1e-4)  # its own warm-up
+    assert rates[100] == pytest.approx({"lora": 1e-6, "encoder": 1e-7, "loss": 1e-6, "rest": 1e-6})
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        ({"prefx": ["a"]}, "groups.a.prefx is unknown: prefix, contains, lr"),
+        ({"lr": 1e-3}, "groups.a does not say which parameters"),
+        ({"prefix": ["a"], "lr": -1.0}, r"groups.a.lr=-1.0, .* do not fit"),
+        ({"contains": ["nothing"]}, "groups.a matches no trainable parameter"),
+    ],
+)
+def test_a_group_that_cannot_be_meant_is_said(group: dict, expected: str):
+    with pytest.raises(InputError, match=expected):
+        Optimization(1e-3, 0.0, (0.9, 0.999), 0.0, 1.0, 0.0, {"a": group}).parameter_groups(nn.Linear(2, 2))
+
+
 def test_rows_are_joined_by_id_and_faults_are_named():
     rows = [{"id": name, "score": float(i)} for i, name in enumerate("cab")]
     assert join_rows([*rows, dict(rows[0])], list("abc"), "dev")["id"].tolist() == ["a", "b", "c"]

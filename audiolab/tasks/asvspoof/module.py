@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from audiolab.audio.crop import fixed_length
 from audiolab.audio.level import SILENCE_DBFS, normalize_rms, rms_dbfs
 from audiolab.audio.resample import resample
 from audiolab.errors import InputError
 from audiolab.tasks.asvspoof.evaluation import figures_of, metrics_of, score_files_of
+from audiolab.tasks.asvspoof.losses import Criterion
+from audiolab.tasks.asvspoof.model import SpoofModel
 from audiolab.tasks.asvspoof.protocols import BONAFIDE, SPOOF
 from audiolab.tasks.asvspoof.trials import FACTS, SAMPLE_RATE_HZ
+from audiolab.training.fgm import adversarial
+from audiolab.training.mixup import Mixup
 from audiolab.training.optim import Optimization
 from audiolab.training.task import Batch, Task
 
 
 class SpoofingDetection(Task):
-    """Two logits an utterance; the score is their difference (bona fide - spoof), or the bona fide logit alone.
+    """One score an utterance, the criterion's, or with `score: bonafide_logit` that logit, as in the seed project.
 
+    `mixup` is the a of Beta(a, a), `fgm` the length of the adversarial step on the embedding; 0 leaves either out.
     `level_dbfs` is the RMS level that every waveform is brought to before the model (None: as it is). `eval_samples`
     is the length that `infer` cuts or repeats a recording to, as the DataModule does for dev and eval.
     """
@@ -39,35 +45,77 @@ class SpoofingDetection(Task):
 
     def __init__(
         self,
-        model: nn.Module,
-        criterion: nn.Module,
+        model: SpoofModel,
+        criterion: Criterion,
         optimization: Optimization,
         level_dbfs: float | None,
         eval_samples: int | None,
         score: Literal["difference", "bonafide_logit"],
+        mixup: float = 0.0,
+        fgm: float = 0.0,
     ) -> None:
         super().__init__(model, optimization)
+        name = type(criterion).__name__
+        if mixup < 0 or fgm < 0:
+            raise InputError(f"module.mixup={mixup}, fgm={fgm} do not fit: give numbers from 0 (off) up")
+        if mixup > 0 and criterion.pairwise:
+            raise InputError(
+                f"module.mixup={mixup} does not go with {name}, which compares utterances by their labels, and a mixed "
+                "one has two: set module.mixup=0 or choose another loss="
+            )
+        if score == "bonafide_logit" and not criterion.uses_logits:
+            raise InputError(
+                f"module.score=bonafide_logit does not go with {name}, which does not train the logits: "
+                "set module.score=difference"
+            )
+        criterion.attach(model.embedding_dim)
+        if not criterion.uses_logits:
+            _freeze_classifier(model)
         self.criterion = criterion
         self.level_dbfs, self.eval_samples, self.score = level_dbfs, eval_samples, score
+        self.mixup, self.fgm = mixup, fgm
 
     def forward(self, wave_bt: Tensor) -> Tensor:
-        """Return logits (batch, 2) of waveforms (batch, time) at 16 kHz."""
-        return self.model(wave_bt if self.level_dbfs is None else normalize_rms(wave_bt, self.level_dbfs))
+        """Return scores (batch,) in float32 of waveforms (batch, time) at 16 kHz, higher = more bona fide."""
+        embedding_bd = self.model.embed(self._at_level(wave_bt))
+        logits_bc = self.model.classify(embedding_bd)
+        if self.score == "bonafide_logit":
+            return logits_bc[:, 1].float()
+        return self.criterion.scores(embedding_bd, logits_bc)  # never probabilities, which saturate
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the criterion's loss in nats and the accuracy."""
-        logits_bc = self(batch["wave"])
-        accuracy = (logits_bc.argmax(1) == batch["label"]).float().mean()
-        return self.criterion(logits_bc, batch["label"]), {"accuracy": accuracy}
+        """Return the criterion's loss in nats, with the adversarial one added where there is one, and the accuracy.
 
-    def scores(self, logits_bc: Tensor) -> Tensor:
-        """Return scores (batch,) in float32: never probabilities, which saturate, never half precision."""
-        logits_bc = logits_bc.float()
-        return logits_bc[:, 1] - logits_bc[:, 0] if self.score == "difference" else logits_bc[:, 1]
+        Of a mixed utterance the accuracy counts the label with the larger share.
+        """
+        wave_bt, label_b = self._at_level(batch["wave"]), batch["label"]
+        mixup = Mixup.draw(len(wave_bt), self.mixup) if self.mixup > 0 else None
+        if mixup is not None:
+            wave_bt = self._at_level(mixup.mix(wave_bt))
+
+        def loss_of(embedding_bd: Tensor) -> Tensor:
+            criterion = partial(self.criterion, embedding_bd, self.model.classify(embedding_bd))
+            return criterion(label_b) if mixup is None else mixup.loss(criterion, label_b)
+
+        embedding_bd = self.model.embed(wave_bt)
+        loss = loss_of(embedding_bd)
+        parts = {"accuracy": self._accuracy(embedding_bd, label_b if mixup is None else mixup.dominant(label_b))}
+        if self.fgm > 0 and torch.is_grad_enabled():
+            parts["adversarial_loss"] = loss_of(adversarial(embedding_bd, loss_of, self.fgm))
+            loss = loss + parts["adversarial_loss"]
+        return loss, {name: value.detach() for name, value in parts.items()}
+
+    @torch.no_grad()
+    def _accuracy(self, embedding_bd: Tensor, label_b: Tensor) -> Tensor:
+        score_b = self.criterion.scores(embedding_bd, self.model.classify(embedding_bd))
+        return ((score_b > self.criterion.boundary) == (label_b == 1)).float().mean()
+
+    def _at_level(self, wave_bt: Tensor) -> Tensor:
+        return wave_bt if self.level_dbfs is None else normalize_rms(wave_bt, self.level_dbfs)
 
     def rows(self, batch: Batch) -> list[dict[str, Any]]:
         """Return one scored trial a row."""
-        score_b = self.scores(self(batch["wave"])).tolist()
+        score_b = self(batch["wave"]).tolist()
         label_b = [BONAFIDE if label else SPOOF for label in batch["label"].tolist()]
         columns = {"id": batch["id"], **{name: batch[name] for name in FACTS if name in batch}}
         columns |= {"label": label_b, "score": score_b}
@@ -106,8 +154,8 @@ class SpoofingDetection(Task):
         wave = resample(wave, sample_rate, SAMPLE_RATE_HZ) if sample_rate != SAMPLE_RATE_HZ else wave
         if self.eval_samples is not None:
             wave = fixed_length(wave, self.eval_samples)
-        logits_bc = self(torch.from_numpy(np.ascontiguousarray(wave)).to(self.device)[None])
-        return {"score": float(self.scores(logits_bc)[0]), "judged_s": round(len(wave) / SAMPLE_RATE_HZ, 3)}
+        score_b = self(torch.from_numpy(np.ascontiguousarray(wave)).to(self.device)[None])
+        return {"score": float(score_b[0]), "judged_s": round(len(wave) / SAMPLE_RATE_HZ, 3)}
 
     @classmethod
     def interpret(cls, found: dict[str, Any], dev: dict[str, float]) -> dict[str, Any]:
@@ -116,3 +164,16 @@ class SpoofingDetection(Task):
             return {**found, "verdict": "no verdict: the run has no development threshold"}
         label = BONAFIDE if found["score"] > dev["eer_threshold"] else SPOOF
         return {**found, "threshold": dev["eer_threshold"], "verdict": label}
+
+
+def _freeze_classifier(model: SpoofModel) -> None:
+    """Freeze the parameters between embedding and logits: no loss reaches them, and DDP refuses to go on without."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = model.training
+    logits_bc = model.eval().classify(torch.zeros(1, model.embedding_dim))
+    model.train(training)
+    if logits_bc.requires_grad:
+        gradients = torch.autograd.grad(logits_bc.sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.requires_grad_(False)
