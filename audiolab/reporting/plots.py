@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -207,6 +208,12 @@ def heat_map(
     if columns[-1] == "Pooled" and len(columns) > 1:
         axes.axvline(len(columns) - 1.5, color="white", linewidth=3)
     return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
 
 
 def _figure(width_in: float, height_in: float, title: str) -> tuple[Figure, Axes]:
