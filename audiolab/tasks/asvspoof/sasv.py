@@ -28,8 +28,8 @@ _ASV_KEYS = ("target", "nontarget", SPOOF)
 def read_sasv(lines: Lines, key_path: Path, published: dict[str, Any] | None) -> pd.DataFrame:
     """Return the trials (speaker, utterance) of a key with their CM, ASV and joint scores, NaN for a `-`.
 
-    `published` facts of an ASV system replace the error rates of the file's ASV scores. Raises InputError for an unknown key, and for
-    trials that are missing, extra or listed twice.
+    `published` facts of an ASV system replace the error rates of the file's ASV scores. Raises InputError for an
+    unknown key, and for trials that are missing, extra or listed twice.
     """
     key = read_table(key_path, "SASV keys", ("speaker", "id", "label", "asv_label"))
     trials, scored = _pairs(key), _pairs(lines)

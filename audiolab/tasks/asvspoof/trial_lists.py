@@ -27,8 +27,10 @@ _FORMATS = {len(form.columns.split()): form for form in (LA_2019, LA_2021, DF_20
 
 @dataclass(frozen=True)
 class TrialList:
-    """Trials with the file they come from and what it was read as; `others` are ids of it that are not wanted, `codecs` the
-    corpus' order of them."""
+    """Trials with the file they come from and what it was read as.
+
+    `others` are ids in the file that are not wanted, `codecs` the corpus' order of them.
+    """
 
     path: Path
     trials: list[Trial]
