@@ -53,7 +53,7 @@ def fuse(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[s
     for name, run in folders.items():
         if run.config["task"] != first.config["task"]:
             raise InputError(
-                f"{name} is a run of {run.config['task']}, {names[0]} of {first.config['task']}: fuse one task"
+                f"{name} is a run of {run.config['task']}, {names[0]} of {first.config['task']}: fuse runs of one task"
             )
     folder = Path(out) if out else first.path.parent / f"fused_{names[0]}_and_{len(names) - 1}_more"
     check_writable(folder)

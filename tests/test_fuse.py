@@ -119,9 +119,7 @@ def without_last(run: Path, set_name: str) -> None:
         (lambda b: (b / "config.yaml").unlink(), r"is not a run folder"),
         (lambda b: (b / "scores" / "eval.csv").unlink(), r"a, b have no test set in common"),
         (
-            lambda b: (b / "config.yaml").write_text(
-                (b / "config.yaml").read_text().replace("asvspoof\n", "emotion\n")
-            ),
+            lambda b: make_run(b.with_name("x") / "b", 3, "emotion").joinpath("config.yaml").replace(b / "config.yaml"),
             "b is a run of emotion, a of asvspoof: fuse runs of one task",
         ),
     ],
