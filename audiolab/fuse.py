@@ -63,7 +63,7 @@ def fuse(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[s
     fusion = task.fusion(_pooled(dev))
     if fusion is None:
         raise InputError(f"the task {first.config['task']} has no fusion of systems")
-    paths = {name: test_sets(run) for name, run in folders.items()}
+    paths = {name: evaluated_sets(run) for name, run in folders.items()}
     common = [key for key in paths[names[0]] if all(key in others for others in paths.values())]
     if not common:
         raise InputError(f"{', '.join(names)} have no test set in common: evaluate them with python -m audiolab.test")
@@ -106,7 +106,7 @@ def dev_sets(run: RunFolder) -> dict[str, Path]:
     return {name: run.path / "scores" / f"{name}.csv" for name in sorted(calibration["sets"])}
 
 
-def test_sets(run: RunFolder) -> dict[str, Path]:
+def evaluated_sets(run: RunFolder) -> dict[str, Path]:
     """Return the score files of a run's test sets and of its later tests, as `<set>` and `<data>/<set>`."""
     dev = dev_sets(run)
     own = {path.stem: path for path in sorted((run.path / "scores").glob("*.csv")) if path.stem not in dev}

@@ -129,7 +129,7 @@ def check_writable(folder: Path) -> None:
 
 
 def _parser(name: str, task: type[Task]) -> argparse.ArgumentParser:
-    order = " ".join(f"[{file}" for file in ("protocol", *task.scoring_files) if file in task.scoring_files)
+    order = " ".join(f"[{file}" for file in task.scoring_files)
     parser = argparse.ArgumentParser(
         prog=f"python -m audiolab.score task={name}",
         usage=f"%(prog)s scores {order}{']' * len(task.scoring_files)} [options]\n"
@@ -137,7 +137,7 @@ def _parser(name: str, task: type[Task]) -> argparse.ArgumentParser:
         description="Judge score files of any system; files are recognised by their columns. With --protocol all "
         "other files are systems to compare, else the first is the system and the others follow in the order above.",
     )
-    parser.add_argument("files", nargs="+", help="score files, higher = more bona fide")
+    parser.add_argument("files", nargs="+", help="score files, one a system")
     for option, text in {**task.scoring_files, **task.scoring_options}.items():
         parser.add_argument(f"--{option}", help=text)
     parser.add_argument("-o", "--out", help="folder for metrics, tables and plots (default: beside the scores)")
