@@ -74,7 +74,7 @@ def results_table(results: Mapping[str, Mapping[str, float]], headline: Mapping[
 def systems_table(results: Mapping[str, Mapping[str, float]], headline: Mapping[str, str], title: str) -> Table:
     """Return one line a system, one column a headline metric; an interval stands in brackets beside its value."""
     names = [name for name in headline if any(quoted(metrics, name) for metrics in results.values())]
-    table = Table(title=title, title_justify="left")
+    table = _titled(title)
     table.add_column("system", overflow="fold")
     for name in names:
         table.add_column(_label(headline[name]), justify="right")
