@@ -79,6 +79,8 @@ def fuse(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[s
     for key, tables in sets.items():
         label = key.replace("/", "-")
         systems = {**tables, FUSION: task.fused(tables, fusion)}
+        for name, table in systems.items():
+            table.attrs["set"] = f"{key} {name}"  # what warnings and titles call it
         results[key] = {name: task.metrics(table) for name, table in systems.items()}
         write_set(folder, label, task, systems[FUSION], results[key][FUSION])
         for plot, figure in task.comparison(systems).items():
