@@ -18,6 +18,7 @@ from audiolab.folder import RunFolder
 from audiolab.reporting.scores import write_text
 from audiolab.reporting.tables import breakdown_tables, console, headline_lines, results_table
 from audiolab.tracking import close_loggers
+from audiolab.training.calibration import fit_on_dev
 from audiolab.training.checkpoints import load_weights, read_checkpoint
 from audiolab.training.data import SpeechData
 from audiolab.training.evaluation import Evaluation
@@ -64,7 +65,8 @@ def prepare(config: dict[str, Any]) -> tuple[SpeechData, Task]:
     _callbacks(config, Path())
     data.prepare_data()
     data.setup("fit")
-    known = [f"{set_name}/{metric}" for set_name in data.val_sets for metric in task.headline]
+    measured = [metric for metric in task.headline if not metric.endswith("_calibrated")]  # known after training only
+    known = [f"{set_name}/{metric}" for set_name in data.val_sets for metric in measured]
     if config["monitor"]["metric"] not in known:
         raise InputError(
             f"monitor.metric={config['monitor']['metric']} is never measured: there are {', '.join(known)}"
@@ -135,7 +137,7 @@ def train(folder: str) -> dict[str, dict[str, float]]:
         try:
             _fit(trainer, task, data, run)
             load_weights(task, run.best_checkpoint)
-            results = evaluate(trainer, task, data)
+            results = evaluate(trainer, task, data, run)
             finished = True
         finally:
             close_loggers(trainer.loggers, finished=finished)
@@ -158,13 +160,17 @@ def _fit(trainer: L.Trainer, task: Task, data: SpeechData, run: RunFolder) -> No
         raise KeyboardInterrupt from None
 
 
-def evaluate(trainer: L.Trainer, task: Task, data: SpeechData) -> dict[str, dict[str, float]]:
-    """Evaluate a task on the development and test sets that the data has."""
+def evaluate(trainer: L.Trainer, task: Task, data: SpeechData, run: RunFolder) -> dict[str, dict[str, float]]:
+    """Evaluate a task on the development sets, calibrate it there, then evaluate it on the test sets."""
+    evaluation = evaluation_of(trainer)
     if data.val_sets:
         trainer.validate(task, data, verbose=False)
+        evaluation.calibration = fit_on_dev(task, {name: evaluation.tables[name] for name in data.val_sets})
+        if evaluation.calibration is not None and trainer.is_global_zero:
+            run.calibrate(evaluation.calibration)
     if data.test_sets:
         trainer.test(task, data, verbose=False)
-    return evaluation_of(trainer).results
+    return evaluation.results
 
 
 def write_bad_audio(data: SpeechData, folder: Path) -> None:

@@ -51,8 +51,10 @@ def test(
     root = conf.value_of(overrides, "data.root")
     folder = Path(out) if out else run.path / "tests" / (f"{label}-{Path(root).name}" if root else label)
     trainer = engine.build_trainer(config, folder, run, training=False)
+    evaluation = engine.evaluation_of(trainer)
+    evaluation.calibration = run.calibration
     trainer.test(task, data, verbose=False)
-    results = engine.evaluation_of(trainer).results
+    results = evaluation.results
     engine.print_breakdowns(results, task.headline)
     engine.write_results(folder, results)
     engine.write_bad_audio(data, folder)

@@ -11,6 +11,7 @@ import pytest
 
 from audiolab.errors import InputError
 from audiolab.metrics.bootstrap import _resampled_eer, eer_interval
+from audiolab.metrics.calibration import Calibration, fit_calibration
 from audiolab.metrics.spoofing import (
     ADCF_PAPER_COSTS,
     ASVSPOOF_COSTS,
@@ -439,7 +440,7 @@ def test_tables_name_the_trial_that_is_wrong():
         attack_table(score, genuine, attack, asv={"A07": ASV, "A08": ASV})
 
 
-# --- intervals --------------------------------------------------------------------------------------------------------
+# --- intervals and calibration ---------------------------------------------------------------------------------------
 
 
 def test_resampled_eer_equals_the_eer_of_the_copied_trials():
@@ -511,3 +512,44 @@ def test_interval_guards(change, message):
     }
     with pytest.raises(InputError, match=message):
         eer_interval(**(good | change))
+
+
+def test_calibration_mends_miscalibrated_scores_and_leaves_calibrated_ones(arrays):
+    score, genuine, _ = cm_set(arrays, "miscalibrated_llr")
+    mended = fit_calibration(score, genuine)(score)
+    assert compute_eer(mended[genuine], mended[~genuine])[0] == compute_eer(score[genuine], score[~genuine])[0]
+    assert cllr(mended[genuine], mended[~genuine]) < 0.5 * cllr(score[genuine], score[~genuine])
+    score, genuine, _ = cm_set(arrays, "calibrated_llr")
+    fitted = fit_calibration(score, genuine)
+    assert (fitted.weights[0], fitted.offset) == pytest.approx((1.0, 0.0), abs=0.15)
+    for scale, shift in ((1, 0), (1.1, 0), (0.9, 0), (1, 0.1), (1, -0.1)):  # the minimum of Cllr, smoothing apart
+        other = scale * fitted(score) + shift
+        best = cllr(fitted(score)[genuine], fitted(score)[~genuine])
+        assert best <= cllr(other[genuine], other[~genuine]) + 1e-6
+
+
+def test_calibration_stays_finite_without_dev_errors(arrays):
+    score, genuine, _ = cm_set(arrays, "separable")
+    calibration = fit_calibration(score, genuine)
+    assert 0 < calibration.weights[0] < 20
+    assert cllr(calibration(score)[genuine], calibration(score)[~genuine]) < 0.02
+
+
+def test_fusion_beats_each_system():
+    generator = np.random.default_rng(7)
+    genuine = np.arange(60_000) < 20_000
+    systems = generator.normal(np.where(genuine, 1.0, -1.0)[:, None], (1.0, 2.0)) * (1.0, 5.0) + (0.0, 3.0)
+    fused = fit_calibration(systems, genuine)(systems)
+    eers = [compute_eer(column[genuine], column[~genuine])[0] for column in (fused, *systems.T)]
+    assert eers[0] < min(eers[1:])
+    # True LLRs: 2 x for N(+-1, 1) and 2 x / 4 for N(+-1, 2), here stretched by 5 and moved by 3.
+    assert fit_calibration(systems, genuine).weights == pytest.approx((2.0, 0.1), rel=0.1)
+
+
+def test_calibration_guards():
+    with pytest.raises(InputError, match="fitted on 2 systems and got scores of 1"):
+        Calibration(weights=(1.0, 2.0), offset=0.0)(GOOD)
+    with pytest.raises(InputError, match="one class"):
+        fit_calibration(GOOD, np.ones(4))
+    with pytest.raises(InputError, match="p_bonafide is 1"):
+        fit_calibration(GOOD, [1, 0, 1, 0], p_bonafide=1)

@@ -68,6 +68,7 @@ def test_a_run_folder_holds_what_the_design_says(finished: Path):
         assert (finished / name).stat().st_size > 0
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {
         "best.ckpt",
+        "calibration.json",
         "last.ckpt",
         "step0000006.ckpt",
         "step0000012.ckpt",
@@ -104,6 +105,29 @@ def test_saved_scores_give_the_reported_numbers_without_model_or_data(finished: 
     four = [line.split() for line in (finished / "scores" / "eval.4col.txt").read_text().splitlines()]
     assert [(line[0], line[1]) for line in two] == [(line[0], line[3]) for line in four]
     assert {line[2] for line in four} == {"bonafide", "spoof"}
+
+
+def test_test_sets_are_calibrated_by_dev_and_dev_never_by_itself(finished: Path):
+    from audiolab.metrics.calibration import fit_calibration
+    from audiolab.metrics.spoofing import cllr
+    from audiolab.reporting.scores import read_scores
+
+    calibration = RunFolder.open(finished).calibration
+    dev, evaluated = (read_scores(finished / "scores" / f"{name}.csv") for name in ("dev", "eval"))
+    fitted = fit_calibration(dev["score"], dev["label"] == "bonafide")
+    assert (calibration["scale"], calibration["offset"]) == (fitted.weights[0], fitted.offset)
+    assert calibration["sets"]["dev"]["num_rows"] == 16
+    reported = json.loads((finished / "metrics.json").read_text())
+    assert not [name for name in reported["dev"] if "calibrated" in name]
+    llr, genuine = fitted(evaluated["score"]), (evaluated["label"] == "bonafide").to_numpy()
+    assert reported["eval"]["cllr_calibrated"] == pytest.approx(cllr(llr[genuine], llr[~genuine]), abs=1e-12)
+    written = [line.split() for line in (finished / "scores" / "eval.llr.txt").read_text().splitlines()]
+    assert [float(value) for _, value in written] == pytest.approx(llr.tolist(), abs=1e-12)
+    again = {}
+    for name, root in (("own", ()), ("same", ("data=asvspoof/la2019", f"data.root={finished.parents[2] / 'tiny_la'}"))):
+        again[name] = test.test(str(finished), root, sets=["dev", "eval"], out=str(finished.parents[2] / name))
+        assert again[name]["eval"]["cllr_calibrated"] == pytest.approx(reported["eval"]["cllr_calibrated"], abs=1e-6)
+        assert "cllr_calibrated" not in again[name]["dev"]
 
 
 def test_the_offline_wandb_run_can_be_read_back(finished: Path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ def score_histogram(bonafide: ArrayLike, spoof: ArrayLike, threshold: float | No
     'Density'
     """
     classes = as_scores(bonafide, "bona fide"), as_scores(spoof, "spoof")
-    figure, axes = _figure(6.0, 3.6, title)
+    figure, axes = _figure(6.0, 4.0, title)
     everything = np.concatenate(classes)
     edges = np.histogram_bin_edges(everything, bins=NUM_BINS)
     labels = [f"Bona fide ({classes[0].size:,})", f"Spoofed ({classes[1].size:,})"]
@@ -106,7 +107,7 @@ def score_histogram(bonafide: ArrayLike, spoof: ArrayLike, threshold: float | No
     axes.set_ylabel("Density")
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
-    axes.legend(framealpha=0.9)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)  # below, where it covers no data
     return figure
 
 
@@ -207,6 +208,12 @@ def heat_map(
     if columns[-1] == "Pooled" and len(columns) > 1:
         axes.axvline(len(columns) - 1.5, color="white", linewidth=3)
     return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
 
 
 def _figure(width_in: float, height_in: float, title: str) -> tuple[Figure, Axes]:

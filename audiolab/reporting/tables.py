@@ -23,12 +23,21 @@ def console() -> Console:
 
 
 def headline_lines(metrics: Mapping[str, float], headline: Mapping[str, str]) -> list[str]:
-    """Return the metrics people quote, one a line.
+    """Return the metrics people quote, one a line; `x_calibrated` stands for `x` where there is one.
 
     >>> headline_lines({"eer": 12.341, "n": 3}, {"eer": "EER {:.2f} %"})
     ['EER 12.34 %']
     """
-    return [form.format(metrics[name]) for name, form in headline.items() if name in metrics]
+    return [form.format(metrics[name]) for name, form in headline.items() if quoted(metrics, name)]
+
+
+def quoted(metrics: Mapping[str, float], name: str) -> bool:
+    """Whether a metric is there to be quoted: a raw one is not where its calibrated twin is.
+
+    >>> [quoted({"cllr": 3.1, "cllr_calibrated": 0.2}, name) for name in ("cllr", "cllr_calibrated", "eer")]
+    [False, True, False]
+    """
+    return name in metrics and f"{name}_calibrated" not in metrics
 
 
 def breakdowns(metrics: Mapping[str, float]) -> dict[str, pd.DataFrame]:
@@ -56,8 +65,22 @@ def results_table(results: Mapping[str, Mapping[str, float]], headline: Mapping[
     for set_name in results:
         table.add_column(set_name, justify="right")
     for name, form in headline.items():
-        if any(name in metrics for metrics in results.values()):
-            table.add_row(_label(form), *(_value(metrics, name, _form(form)) for metrics in results.values()))
+        shown = [metrics if quoted(metrics, name) else {} for metrics in results.values()]
+        if any(shown):
+            table.add_row(_label(form), *(_value(metrics, name, _form(form)) for metrics in shown))
+    return table
+
+
+def systems_table(results: Mapping[str, Mapping[str, float]], headline: Mapping[str, str], title: str) -> Table:
+    """Return one line a system, one column a headline metric; an interval stands in brackets beside its value."""
+    names = [name for name in headline if any(quoted(metrics, name) for metrics in results.values())]
+    table = _titled(title)
+    table.add_column("system", overflow="fold")
+    for name in names:
+        table.add_column(_label(headline[name]), justify="right")
+    for system, metrics in results.items():
+        cells = (_value(metrics, name, _form(headline[name])) if quoted(metrics, name) else "" for name in names)
+        table.add_row(system, *cells)
     return table
 
 
@@ -125,7 +148,7 @@ def sweep_table(
         (set_name, metric)
         for metric in headline
         for set_name in _sets(jobs)
-        if any(metric in job["metrics"].get(set_name, {}) for job in jobs)
+        if any(quoted(job["metrics"].get(set_name, {}), metric) for job in jobs)
     ]
     table = _titled(title)
     for key in swept:

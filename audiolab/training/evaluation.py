@@ -11,11 +11,14 @@ import lightning as L
 import pandas as pd
 import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
+from matplotlib.figure import Figure
 
 from audiolab.errors import InputError, UndefinedMetricError
+from audiolab.reporting.plots import save_figure
 from audiolab.reporting.scores import write_scores, write_text
 from audiolab.reporting.tables import breakdowns
 from audiolab.tracking import log_evaluation
+from audiolab.training.calibration import fitted_on
 from audiolab.training.data import SpeechData
 from audiolab.training.task import Task
 
@@ -56,15 +59,33 @@ def gather(values: list[Any]) -> list[Any]:
     return [value for part in everyone for value in part]
 
 
+def write_set(
+    folder: Path, name: str, task: type[Task] | Task, table: pd.DataFrame, metrics: dict[str, float]
+) -> dict[str, Figure]:
+    """Write scores, score files, breakdowns and plots of one set (or one system on it); returns the plots."""
+    write_scores(folder / "scores" / f"{name}.csv", table)
+    for suffix, text in task.score_files(table).items():
+        write_text(folder / "scores" / f"{name}.{suffix}", text)
+    for group, cells in breakdowns(metrics).items():
+        write_text(folder / "tables" / f"{name}_{group}.csv", cells.to_csv(index_label=group))
+    figures = task.plots(table, metrics)
+    for plot, figure in figures.items():
+        save_figure(figure, folder / "plots" / f"{name}_{plot}.png")
+    return figures
+
+
 class Evaluation(L.Callback):
     """Collects the rows of validation and test; logs metrics and, outside training, writes scores and plots.
 
-    `results[set]` holds the metrics of the last evaluation of each set, in float64.
+    `results[set]` holds the metrics of the last evaluation of each set, in float64, `tables[set]` its rows (outside
+    training). `calibration` is given to the tables of all sets that it was not fitted on.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.results: dict[str, dict[str, float]] = {}
+        self.tables: dict[str, pd.DataFrame] = {}
+        self.calibration: dict[str, Any] | None = None
         self._rows: dict[int, list[dict[str, Any]]] = {}
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -106,6 +127,9 @@ class Evaluation(L.Callback):
                 self._judge_epoch(task, set_name, table)
                 continue
             for name, part in {set_name: table, **data.parts(set_name, table)}.items():
+                if self.calibration is not None and not fitted_on(self.calibration, part):
+                    part.attrs["calibration"] = self.calibration
+                self.tables[name] = part
                 self.results[name] = task.metrics(part)
                 self._log(task, name)
                 if trainer.is_global_zero:
@@ -129,14 +153,5 @@ class Evaluation(L.Callback):
     def _write(
         self, trainer: L.Trainer, task: Task, set_name: str, table: pd.DataFrame, metrics: dict[str, float]
     ) -> None:
-        write_scores(self.folder / "scores" / f"{set_name}.csv", table)
-        for suffix, text in task.score_files(table).items():
-            write_text(self.folder / "scores" / f"{set_name}.{suffix}", text)
-        for group, breakdown in breakdowns(metrics).items():
-            write_text(self.folder / "tables" / f"{set_name}_{group}.csv", breakdown.to_csv(index_label=group))
-        figures = task.plots(table, metrics)
-        for name, figure in figures.items():
-            path = self.folder / "plots" / f"{set_name}_{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=150)
+        figures = write_set(self.folder, set_name, task, table, metrics)
         log_evaluation(trainer.loggers, set_name, table, metrics, figures)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
@@ -11,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from audiolab.errors import InputError
 from audiolab.training.optim import Optimization
 
 Batch = dict[str, Any]
@@ -21,9 +24,13 @@ class Task(L.LightningModule, ABC):
 
     `headline` names the metrics that people quote, with their format: `{"eer": "EER {:.2f} %"}`; the first is shown
     every epoch. `eer_low` and `eer_high` beside `eer` are its interval.
+
+    `scoring_files` and `scoring_options` name what `audiolab.score` takes beside score files, with a line of help each.
     """
 
     headline: ClassVar[dict[str, str]]
+    scoring_files: ClassVar[dict[str, str]] = {}
+    scoring_options: ClassVar[dict[str, str]] = {}
 
     def __init__(self, model: nn.Module, optimization: Optimization) -> None:
         super().__init__()
@@ -64,6 +71,43 @@ class Task(L.LightningModule, ABC):
     def interpret(cls, found: dict[str, Any], dev: dict[str, float]) -> dict[str, Any]:
         """Add to what `infer` found what the run's development metrics say about it."""
         return found
+
+    @classmethod
+    def calibration(cls, table: pd.DataFrame) -> dict[str, Any] | None:
+        """Fit, on the rows of the development set(s), what makes scores mean what they say; None: nothing to fit.
+
+        The plain numbers that are returned are stored with the checkpoint (`checkpoints/calibration.json`), and the
+        tables of other sets carry them in `attrs["calibration"]`.
+        """
+        return None
+
+    @classmethod
+    def read_systems(cls, scores: Mapping[str, Path], **given: str) -> dict[str, pd.DataFrame]:
+        """Return the table of each bare score file, `name -> file`, that `metrics` judges; `attrs["sources"]` says what
+        each file was read as.
+
+        `given` are the values of `scoring_files` and `scoring_options` that the user gave. A task that does not
+        override this has no `audiolab.score`.
+        """
+        raise InputError("this task judges runs only: python -m audiolab.test <run>")
+
+    @classmethod
+    def comparison(cls, tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
+        """Draw several systems' tables of one set in one picture each, by file name without suffix."""
+        return {}
+
+    @classmethod
+    def fusion(cls, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any] | None:
+        """Fit, on the development rows of several systems (same rows, same order), how their scores are fused.
+
+        Returns plain numbers for `fused`, or None for a task that fuses nothing.
+        """
+        return None
+
+    @classmethod
+    def fused(cls, tables: Mapping[str, pd.DataFrame], fusion: Mapping[str, Any]) -> pd.DataFrame:
+        """Apply what `fusion` fitted to the rows of another set."""
+        raise InputError("this task has no fusion of systems")
 
     @classmethod
     def score_files(cls, table: pd.DataFrame) -> dict[str, str]:

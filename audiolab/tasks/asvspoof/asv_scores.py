@@ -66,7 +66,13 @@ def read_2021_asv_scores(metadata: Path, scores: Path) -> pd.DataFrame:
     return table.merge(found, on=names, validate="one_to_one").drop(columns=names)
 
 
-def facts_of(scores: pd.DataFrame, trials: Sequence[Trial], source: Path, set_name: str) -> dict[str, Any]:
+def facts_of(
+    scores: pd.DataFrame,
+    trials: Sequence[Trial],
+    source: Path,
+    set_name: str,
+    way_out: str = "set data.asv_scores=none",
+) -> dict[str, Any]:
     """Return the ASV error rates of a set as `table.attrs` keep them.
 
     `asv` holds them by attack, "Pooled" included; `asv_by_codec` by codec and attack where the scores tell codecs.
@@ -78,7 +84,7 @@ def facts_of(scores: pd.DataFrame, trials: Sequence[Trial], source: Path, set_na
     if attacks != known:
         raise InputError(
             f"{source} does not belong to the {set_name} protocol: attack {min(attacks ^ known)} is in one of them "
-            "only; take the ASV scores of this set, or set data.asv_scores=none"
+            f"only; take the ASV scores of this set, or {way_out}"
         )
     rates = asv_table(scores["score"], scores["key"], scores["attack"], scores.get("codec"))
     by_codec: dict[str, dict[str, Any]] = {}
@@ -93,7 +99,7 @@ def facts_of(scores: pd.DataFrame, trials: Sequence[Trial], source: Path, set_na
         raise InputError(
             f"{source} leaves the t-DCF undefined: this ASV system "
             + ("has no trials of all three kinds" if weights is None else "errs too often or rejects every spoof")
-            + "; check its scores, or set data.asv_scores=none"
+            + f"; check its scores, or {way_out}"
         )
     return facts
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from audiolab.reporting.plots import attack_bars, det_plot, heat_map, score_hist
 from audiolab.reporting.tables import breakdowns
 from audiolab.tasks.asvspoof.asv_scores import rates_of
 from audiolab.tasks.asvspoof.breakdowns import breakdowns_of, columns_of, interval_of, varies
+from audiolab.tasks.asvspoof.calibration import calibrated_metrics, llr_of
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ def metrics_of(table: pd.DataFrame) -> dict[str, float]:
         "cllr": pooled.cllr,
         "min_tdcf_2019": pooled.min_tdcf_2019,
         "min_tdcf_2021": pooled.min_tdcf_2021,
+        **calibrated_metrics(table),
         "num_bonafide": pooled.num_bonafide,
         "num_spoof": pooled.num_spoof,
         "num_skipped": table.attrs.get("skipped", 0),
@@ -90,13 +93,28 @@ def figures_of(table: pd.DataFrame, metrics: dict[str, float]) -> dict[str, Figu
     return figures
 
 
+def comparison_of(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw the DET curves of several systems in one picture."""
+    systems = {}
+    for name, table in tables.items():
+        genuine, score = columns_of(table)
+        systems[name] = score[genuine], score[~genuine]
+    return det_plot(systems, title="DET")
+
+
 def score_files_of(table: pd.DataFrame) -> dict[str, str]:
     """Return the official two-column (`utterance score`) and four-column (`utterance attack key score`) files.
 
+    With a calibration there are the log-likelihood ratios too, in two columns; the other files keep the raw scores.
     None where an id holds a space, which these formats cannot tell from a column's end: the CSV file has them.
     """
     if table["id"].str.contains(r"\s").any():
         return {}
     two = "".join(f"{row.id} {row.score!r}\n" for row in table.itertuples())
     four = "".join(f"{row.id} {row.attack} {row.label} {row.score!r}\n" for row in table.itertuples())
-    return {"2col.txt": two, "4col.txt": four}
+    files = {"2col.txt": two, "4col.txt": four}
+    fitted = table.attrs.get("calibration")
+    if fitted is not None:
+        pairs = zip(table["id"], llr_of(table, fitted).tolist(), strict=True)
+        files["llr.txt"] = "".join(f"{name} {value!r}\n" for name, value in pairs)
+    return files

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,10 +17,13 @@ from audiolab.audio.crop import fixed_length
 from audiolab.audio.level import SILENCE_DBFS, normalize_rms, rms_dbfs
 from audiolab.audio.resample import resample
 from audiolab.errors import InputError
-from audiolab.tasks.asvspoof.evaluation import figures_of, metrics_of, score_files_of
+from audiolab.tasks.asvspoof.calibration import calibration_of, fused_of, fusion_of
+from audiolab.tasks.asvspoof.evaluation import comparison_of, figures_of, metrics_of, score_files_of
 from audiolab.tasks.asvspoof.losses import Criterion
 from audiolab.tasks.asvspoof.model import SpoofModel
 from audiolab.tasks.asvspoof.protocols import BONAFIDE, SPOOF
+from audiolab.tasks.asvspoof.sasv import sasv_figures, sasv_metrics
+from audiolab.tasks.asvspoof.scoring import read_systems
 from audiolab.tasks.asvspoof.trials import FACTS, SAMPLE_RATE_HZ
 from audiolab.training.fgm import adversarial
 from audiolab.training.mixup import Mixup
@@ -41,6 +46,18 @@ class SpoofingDetection(Task):
         "min_dcf": "min DCF {:.4f}",
         "act_dcf": "act DCF {:.4f}",
         "cllr": "Cllr {:.4f} bit",
+        "act_dcf_calibrated": "act DCF calibrated {:.4f}",
+        "cllr_calibrated": "Cllr calibrated {:.4f} bit",
+        "a_dcf": "a-DCF {:.4f}",
+        "t_eer": "t-EER {:.2f} %",
+    }
+    scoring_files: ClassVar[dict[str, str]] = {
+        "protocol": "trial list or key; may be left out where the score files hold their own labels",
+        "asv": "ASV scores, for the t-DCF; published:asvspoof5 takes that corpus' published ASV error rates instead",
+        "asv-key": "ASV trial metadata, where the ASV scores have no keys (2021)",
+    }
+    scoring_options: ClassVar[dict[str, str]] = {
+        "subset": "phase of a 2021 list: progress, eval (default), hidden, all",
     }
 
     def __init__(
@@ -123,18 +140,45 @@ class SpoofingDetection(Task):
 
     @classmethod
     def metrics(cls, table: pd.DataFrame) -> dict[str, float]:
-        """Every metric of a score table: `evaluation.metrics_of`."""
-        return metrics_of(table)
+        """Every metric of a score table: `evaluation.metrics_of`, with SASV scores `sasv.sasv_metrics`."""
+        return sasv_metrics(table) if "sasv_score" in table else metrics_of(table)
 
     @classmethod
     def plots(cls, table: pd.DataFrame, metrics: dict[str, float]) -> dict[str, Figure]:
         """DET curve, score histogram and error by attack: `evaluation.figures_of`."""
-        return figures_of(table, metrics)
+        return sasv_figures(table, metrics) if "sasv_score" in table else figures_of(table, metrics)
+
+    @classmethod
+    def calibration(cls, table: pd.DataFrame) -> dict[str, Any] | None:
+        """Affine map of development scores to natural-log likelihood ratios: `calibration.calibration_of`."""
+        return calibration_of(table)
 
     @classmethod
     def score_files(cls, table: pd.DataFrame) -> dict[str, str]:
         """Return the official two- and four-column files: `evaluation.score_files_of`."""
-        return score_files_of(table)
+        return {} if "sasv_score" in table else score_files_of(table)
+
+    @classmethod
+    def read_systems(cls, scores: Mapping[str, Path], **given: str) -> dict[str, pd.DataFrame]:
+        """Read bare score files and their trial list: `scoring.read_systems`."""
+        files = {name: Path(given[name]) for name in ("protocol", "asv_key") if name in given}
+        return read_systems(scores, **{**given, **files})
+
+    @classmethod
+    def comparison(cls, tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
+        """Draw the DET curves of several systems."""
+        judged = {name: table for name, table in tables.items() if not table["score"].isna().any()}
+        return {"det": comparison_of(judged)} if judged else {}
+
+    @classmethod
+    def fusion(cls, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+        """Fit weights by logistic regression: `calibration.fusion_of`."""
+        return fusion_of(tables)
+
+    @classmethod
+    def fused(cls, tables: Mapping[str, pd.DataFrame], fusion: Mapping[str, Any]) -> pd.DataFrame:
+        """Return the weighted sum of the systems' scores, a log-likelihood ratio: `calibration.fused_of`."""
+        return fused_of(tables, fusion)
 
     @torch.inference_mode()
     def infer(self, waveform: Tensor, sample_rate: int) -> dict[str, Any]:
