@@ -109,6 +109,12 @@ class RunFolder:
         write_text(self.path / "metrics.json", json.dumps(results, indent=1))
 
     @property
+    def calibration(self) -> dict[str, Any] | None:
+        """What the task fitted on the development rows of the final evaluation, or None where there is nothing."""
+        path = self.path / "checkpoints" / "calibration.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @property
     def best_checkpoint(self) -> Path:
         """The checkpoint to evaluate and apply: `best.ckpt`, else `last.ckpt`.
 
