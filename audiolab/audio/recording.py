@@ -55,7 +55,7 @@ class Recording:
         return (2 * self.num_frames * sample_rate + self.sample_rate) // (2 * self.sample_rate)
 
     def blocks(self, sample_rate: int, block_s: float = BLOCK_S) -> Iterator[np.ndarray]:
-        """Yield the samples, float32 (time,), resampled; together they are what `read_audio` gives, bit for bit."""
+        """Yield the samples, float32 (time,), resampled; together they are what `read_audio` gives (MP3: to 3e-7)."""
         resampler = None
         if sample_rate != self.sample_rate:
             resampler = soxr.ResampleStream(self.sample_rate, sample_rate, 1, dtype="float32", quality="HQ")
