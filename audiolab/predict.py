@@ -41,11 +41,13 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("-o", "--out", help="folder for what is written (default: <run>/predictions)")
     parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="of the predictions (default csv)")
+    parser.add_argument("--batch-size", type=int, default=16, help="windows of a recording at once (default 16)")
     parser.add_argument("--overwrite", action="store_true", help="forget the predictions in the folder and start anew")
     options = vars(parser.parse_intermixed_args(argv))
-    run, inputs, lists, out, form, overwrite = map(options.pop, ("run", "inputs", "list", "out", "format", "overwrite"))
+    names = ("run", "inputs", "list", "out", "format", "batch_size", "overwrite")
+    run, inputs, lists, out, form, batch_size, overwrite = map(options.pop, names)
     files = gather_files(inputs, lists)
-    rows = _apply(run, files, out, form, overwrite, options, show=lambda line: print(line, flush=True))
+    rows = _apply(run, files, out, form, batch_size, overwrite, options, verbose=True)
     return 2 if any(row["status"] != "ok" for row in rows) else 0
 
 
@@ -55,18 +57,20 @@ def predict(
     *,
     out: str | Path | None = None,
     form: Literal["csv", "jsonl"] = "csv",
+    batch_size: int = 16,
     overwrite: bool = False,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Apply a run's best weights to audio files and folders; returns one dict a file, in order, as in the output.
 
     `status` is `ok` or `error`, `error` the sentence about a file that could not be used. `options` are those of the
-    task. What the output folder (by default `<run>/predictions`) holds of the same run and options is not judged
-    again. Raises InputError for inputs that do not exist, options that do not fit, and output made with others.
+    task, `batch_size` the number of windows of a recording at once. What the output folder (by default
+    `<run>/predictions`) holds of the same run and options is not judged again. Raises InputError for inputs that do
+    not exist, options that do not fit, and output made with others.
     """
     from audiolab.audio.find import find_audio
 
-    return _apply(run_folder, find_audio(inputs), out, form, overwrite, options, show=lambda line: None)
+    return _apply(run_folder, find_audio(inputs), out, form, batch_size, overwrite, options, verbose=False)
 
 
 def gather_files(inputs: Sequence[str], lists: Sequence[str]) -> list[Path]:
@@ -101,9 +105,10 @@ def _apply(
     files: list[Path],
     out: str | Path | None,
     form: Literal["csv", "jsonl"],
+    batch_size: int,
     overwrite: bool,
     options: dict[str, Any],
-    show: Callable[[str], None],
+    verbose: bool,
 ) -> list[dict[str, Any]]:
     import torch
 
@@ -120,29 +125,39 @@ def _apply(
         raise InputError(f"predict has no option {unknown[0]}: this task has {', '.join(defaults)}")
     options = defaults | options
     known = Known((run.results or {}).get("dev", {}), run.calibration)
-    legend = task.prediction_legend(known, **options)
+    legend = task.prediction_legend(known, batch_size=batch_size, **options)
     settings = {"run": _digest(run.config["module"], known, task), **options}
     folder = Path(out) if out else run.path / "predictions"
     predictions = PredictionFile(folder, task.prediction_columns, settings, form, overwrite=overwrite)
     todo = predictions.begin(files)
+
+    def show(line: str) -> None:
+        if verbose:
+            print(line, flush=True)
+
     if len(todo) < len(files):
         show(f"{len(files) - len(todo)} of {len(files)} files are in {predictions.path} already")
     if todo:
         show(legend)
     task.to("cuda" if torch.cuda.is_available() else "cpu")
     width = min(48, max((len(_shown(path)) for path in todo), default=0))
-    with _progress(todo) as advance:
-        for path in todo:
-            try:
-                found = task.predict_recording(Recording(path, on_read=advance(path)), known, **options)
-            except InputError as error:
-                predictions.add(path, {}, error=str(error))
-                show(f"{_shown(path):<{width}}  cannot be used: {error}")
-                continue
-            for name, content in found.files.items():
-                _write(folder / name.replace("*", _name_of(path)), content)
-            predictions.add(path, found.values)
-            show(f"{_shown(path):<{width}}  {found.sentence}")
+    try:
+        with _progress(todo, show, verbose) as (advance, line_above):
+            for path in todo:
+                try:
+                    recording = Recording(path, on_read=advance(path))
+                    found = task.predict_recording(recording, known, batch_size=batch_size, **options)
+                except InputError as error:
+                    predictions.add(path, {}, error=str(error))
+                    line_above(f"{_shown(path):<{width}}  cannot be used: {error}")
+                    continue
+                for name, content in found.files.items():
+                    _write(folder / name.replace("*", _name_of(path)), content)
+                predictions.add(path, found.values)
+                line_above(f"{_shown(path):<{width}}  {found.sentence}")
+    except KeyboardInterrupt:
+        show(f"stopped: the same command goes on with what {predictions.path} lacks")
+        raise
     rows = predictions.finish()
     num_errors = sum(row["status"] != "ok" for row in rows)
     unusable = f", {num_errors} of them could not be used" if num_errors else ""
@@ -176,26 +191,36 @@ def _digest(module: dict[str, Any], known: Known, task: Task) -> str:
 
 
 @contextmanager
-def _progress(files: Sequence[Path]) -> Iterator[Callable[[Path], Callable[[float], None]]]:
-    """Show a bar with the time left, by bytes, in a terminal; yields what makes the `on_read` of a file."""
+def _progress(
+    files: Sequence[Path], show: Callable[[str], None], verbose: bool
+) -> Iterator[tuple[Callable[[Path], Callable[[float], None]], Callable[[str], None]]]:
+    """Show a bar with the time left, by bytes, in a terminal; yields what makes a file's `on_read`, and a printer."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     sizes = {path: max(1, path.stat().st_size) if path.is_file() else 1 for path in files}
-    columns = (TextColumn("{task.fields[number]}/{task.fields[of]} files"), BarColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    columns = (TextColumn("file {task.fields[number]} of {task.fields[of]}"), BarColumn(), TimeRemainingColumn())
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
+    shown = {"console": console, "disable": not console.is_terminal, "transient": True}
+    # Lines go above the bar in one terminal, and to standard output where that is a file or a pipe.
+    same_terminal = verbose and console.is_terminal and sys.stdout.isatty()
+    with Progress(*columns, **shown, redirect_stdout=False, redirect_stderr=False) as progress:
         bar = progress.add_task("", total=sum(sizes.values()), number=0, of=len(files))
-        done = 0
+        done = number = 0
 
         def advance(path: Path) -> Callable[[float], None]:
-            nonlocal done
-            begun, done = done, done + sizes[path]
-            number = progress.tasks[0].fields["number"] + 1
+            nonlocal done, number
+            begun, done, number = done, done + sizes[path], number + 1
             progress.update(bar, completed=begun, number=number)
             return lambda share: progress.update(bar, completed=begun + share * sizes[path])
 
-        yield advance
+        def line_above(line: str) -> None:
+            if same_terminal:
+                console.print(line)
+            else:
+                show(line)
+
+        yield advance, line_above
 
 
 def _write(path: Path, content: str | Figure) -> None:

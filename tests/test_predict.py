@@ -289,7 +289,9 @@ def test_files_of_every_kind_and_name(
     assert "high scores speak for bona fide speech" in shown
     assert "new\\nline.wav" in shown and "11 files, 4 of them could not be used" in shown
     line = next(line for line in shown.splitlines() if "stereo" in line)
-    assert ("bona fide" if rows["8k.wav"]["verdict"] == "bonafide" else "spoof") in line or "score" in line
+    row = rows["stereo, with comma.wav"]
+    probability = f"P(bona fide) {100 * float(row['probability_bonafide']):5.1f} %"
+    assert ("  bona fide  " if row["verdict"] == "bonafide" else "  spoof  ") in line and probability in line
     assert main([*argv[:2], "-o", str(tmp_path / "lines"), "--format", "jsonl"]) == 2
     for line in (tmp_path / "lines" / "predictions.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -329,6 +331,7 @@ def test_what_is_there_is_not_judged_again(trained: Path, eval_files: list[Path]
         predict(trained, files, out=tmp_path / "out", window_s=1.0)
     with pytest.raises(InputError, match="made with other settings"):
         predict(trained, files, out=tmp_path / "out", window_s=1.0, form="jsonl")
+    predict(trained, files, out=tmp_path / "out", batch_size=2)  # how fast, not what
     predict(trained, files[:1], out=tmp_path / "out", window_s=1.0, overwrite=True)
     assert len(rows_of(tmp_path / "out" / "predictions.csv")) == 1
 
@@ -518,3 +521,30 @@ def test_find_audio_lists_each_file_once_and_in_order(tmp_path: Path):
         (tmp_path / name).touch()
     found = find_audio([tmp_path / "x.txt", tmp_path, tmp_path / "b.wav"])
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["x.txt", "a.FLAC", "b.wav", "sub/c.opus"]
+
+
+# ---- the picture
+
+
+def test_the_picture_marks_what_lies_below_the_threshold():
+    from audiolab.reporting.curve import score_curve
+
+    start_s = np.arange(0, 10, 1.0)
+    score = np.array([3, 3, -1, -1, 3, np.nan, 3, 3, 3, -2])
+    figure = score_curve(
+        start_s, start_s + 2, score, np.ones(1100), 11.0, threshold=0.0, below="spoof", score_label="Score"
+    )
+    above, curve = figure.axes
+    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in above.patches]
+    assert spans == pytest.approx([(2.5, 4.5), (9.5, 11.0)])
+    assert [patch.get_label() for patch in curve.patches][::2] == ["spoof", "silent"]
+    assert above.get_xlim() == curve.get_xlim() == (0.0, 11.0)
+
+
+def test_help_of_a_run_names_the_options_of_its_task(trained: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main([str(trained), "--help"])
+    shown = capsys.readouterr().out
+    assert "--window-s" in shown and "--curves" in shown and "--format" in shown
+    with pytest.raises(InputError, match="does not exist"):
+        main(["/no/run", "--help"])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MultipleLocator
 
 from audiolab.reporting.plots import BLUE, DPI, GRID, VERMILION
 
 MAX_COLUMNS = 1500  # of the waveform: more are not to be seen
+MAX_TICKS = 10
+TIME_STEPS_S = (30, 60, 120, 300, 600, 1200, 1800, 3600)  # between ticks of recordings of minutes and hours
 
 
 def score_curve(
@@ -49,7 +51,8 @@ def score_curve(
         middle_s, score, color=BLUE, linewidth=1.4, marker="o", markersize=4 if len(score) <= 60 else 0, zorder=3
     )
     if threshold is not None:
-        curve.axhline(threshold, color="black", linewidth=1.0, linestyle="--", label=f"Threshold {threshold:.3g}")
+        line = {"color": "black", "linewidth": 1.0, "linestyle": "--", "zorder": 4}
+        curve.axhline(threshold, label=f"Threshold {threshold:.3g}", **line)
         label: str | None = below
         for begin, end in _runs(score <= threshold):
             for axes in (above, curve):
@@ -64,9 +67,10 @@ def score_curve(
             region.set_label(label)
         label = None
     curve.set(xlabel="Time (s)", ylabel=score_label, xlim=(0.0, duration_s))
-    if duration_s > 180:
+    if duration_s > TIME_STEPS_S[0] * MAX_TICKS / 2:
+        step_s = next((step for step in TIME_STEPS_S if duration_s / step <= MAX_TICKS), TIME_STEPS_S[-1])
         curve.set_xlabel("Time (min:s)")
-        curve.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 1.2, 1.5, 1.8, 2, 3, 6]))
+        curve.xaxis.set_major_locator(MultipleLocator(step_s))
         curve.xaxis.set_major_formatter(lambda value, _: f"{int(value) // 60}:{int(value) % 60:02d}")
     curve.grid(**GRID)
     for axes in (above, curve):

@@ -69,8 +69,11 @@ class PredictionFile:
         found = {"status": "ok" if error is None else "error", **values, "error": error}
         row = dict.fromkeys(self.columns) | _stamp(path) | found
         self.rows[str(path)] = row
-        self._file.write(self._line(row))
-        self._file.flush()
+        try:
+            self._file.write(self._line(row))
+            self._file.flush()
+        except OSError as failure:
+            raise InputError(f"{self.path} cannot be written ({failure.strerror}): the same command goes on") from None
 
     def finish(self) -> list[Row]:
         """Bring the rows into the order of the files, as if never interrupted, and return those of this command."""

@@ -82,8 +82,11 @@ class Task(L.LightningModule, ABC):
         """Apply the model to one recording, (time,) at `sample_rate` Hz."""
 
     @abstractmethod
-    def predict_recording(self, recording: Recording, known: Known, **options: Any) -> Prediction:
-        """Apply the model to a recording that is read in blocks, and say what it means; `options` as parsed."""
+    def predict_recording(self, recording: Recording, known: Known, *, batch_size: int, **options: Any) -> Prediction:
+        """Apply the model to a recording that is read in blocks, and say what it means.
+
+        `batch_size` windows or blocks run at once; `options` are those that `add_predict_options` names.
+        """
 
     @classmethod
     def add_predict_options(cls, parser: argparse.ArgumentParser) -> None:

@@ -117,9 +117,9 @@ class SpoofingDetection(Task):
         recording: Recording,
         known: Known,
         *,
+        batch_size: int,
         window_s: float | None,
         hop_s: float | None,
-        batch_size: int,
         prior: float | None,
         curves: bool,
     ) -> Prediction:

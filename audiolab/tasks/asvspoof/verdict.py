@@ -45,7 +45,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "where it has none, 4.04 s for recordings of more than 16 s)",
     )
     parser.add_argument("--hop-s", type=float, help="from the start of a window to the next (default: half a window)")
-    parser.add_argument("--batch-size", type=int, default=16, help="windows of a recording judged at once (default 16)")
     parser.add_argument("--prior", type=float, help="probability of bona fide speech before hearing it (default 0.5)")
     parser.add_argument("--curves", action="store_true", help="write the score over time as curves/<name>.csv and .png")
 
