@@ -60,7 +60,7 @@ class AudioInfo:
 
 def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
     """Read the header only; raises `AudioError` as `read_audio` does for what shows without decoding."""
-    with _open(path) as file:
+    with open_audio(path) as file:
         return AudioInfo(file.samplerate, file.channels, file.frames, f"{file.format} {file.subtype}")
 
 
@@ -86,7 +86,7 @@ def read_audio(
     """
     if start_s < 0 or (duration_s is not None and duration_s <= 0):
         raise InputError(f"start_s={start_s}, duration_s={duration_s}: give a start from 0 and a positive duration.")
-    with _open(path) as file:
+    with open_audio(path) as file:
         rate = file.samplerate
         _check_channel(path, channel, file.channels)
         start = round(start_s * rate)
@@ -96,10 +96,6 @@ def read_audio(
         # One frame more than needed where the end falls between two: the exact length is cut after resampling.
         stop = file.frames if duration_s is None else min(file.frames, start + math.ceil(duration_s * rate - 1e-6))
         frames_tc = _read_frames(file, path, start, stop)
-    if not np.isfinite(frames_tc).all():
-        bad = int(np.flatnonzero(~np.isfinite(frames_tc).all(axis=1))[0])
-        reason = f"sample {start + bad} ({(start + bad) / rate:.3f} s) is {frames_tc[bad]}, not a finite number"
-        _fail(path, reason, "Write the file again from its source, or leave it out.")
     if channel == "all":
         waveform = np.ascontiguousarray(frames_tc.T)
     elif channel == "mix":
@@ -218,10 +214,10 @@ class BadAudioPolicy:
 
 
 @contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[sf.SoundFile]:
+def open_audio(path: str | os.PathLike[str]) -> Iterator[sf.SoundFile]:
     """Open for reading and refuse what the header already shows to be unusable."""
     try:
-        file = sf.SoundFile(path)
+        file = sf.SoundFile(os.fsencode(path) if os.name == "posix" else path)  # bytes: names need not be UTF-8
     except sf.LibsndfileError as error:
         _explain(path, error)
     with file:
@@ -239,18 +235,34 @@ def _open(path: str | os.PathLike[str]) -> Iterator[sf.SoundFile]:
 
 
 def _read_frames(file: sf.SoundFile, path: str | os.PathLike[str], start: int, stop: int) -> np.ndarray:
-    """Frames [start, stop) as (time, channel); all of them, or an error."""
-    try:
-        if file.seekable():
+    """Frames [start, stop) of a file just opened as (time, channel); all of them, or an error."""
+    if start and not file.seekable():  # GSM 06.10 in WAV, for one
+        next_frames(file, path, 0, start)
+    elif start:
+        try:
             file.seek(start)
-            frames_tc = file.read(stop - start, dtype="float32", always_2d=True)
-        else:  # GSM 06.10 in WAV, for one
-            frames_tc = file.read(stop, dtype="float32", always_2d=True)[start:]
+        except sf.LibsndfileError as error:
+            _damaged(path, f"is damaged or cut off: {error.error_string.strip('. ')} at frame {start}")
+    return next_frames(file, path, start, stop)
+
+
+def next_frames(file: sf.SoundFile, path: str | os.PathLike[str], start: int, stop: int) -> np.ndarray:
+    """Read on from `start`, where the file is, to `stop`: (time, channel), all finite.
+
+    Raises `AudioError` where it is damaged, ends before, or has samples that are NaN or infinite.
+    """
+    try:
+        frames_tc = file.read(stop - start, dtype="float32", always_2d=True)
     except sf.LibsndfileError as error:
         _damaged(path, f"is damaged or cut off: {error.error_string.strip('. ')} between frames {start} and {stop}")
     if len(frames_tc) < stop - start:
         end = start + len(frames_tc)
         _damaged(path, f"is cut off: its header promises {file.frames} frames and decoding stops after {end}")
+    if not np.isfinite(frames_tc).all():
+        bad = int(np.flatnonzero(~np.isfinite(frames_tc).all(axis=1))[0])
+        at_s = (start + bad) / file.samplerate
+        reason = f"sample {start + bad} ({at_s:.3f} s) is {frames_tc[bad]}, not a finite number"
+        _fail(path, reason, "Write the file again from its source, or leave it out.")
     return frames_tc
 
 

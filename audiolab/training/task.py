@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,22 +15,44 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from audiolab.audio.recording import Recording
 from audiolab.errors import InputError
 from audiolab.training.optim import Optimization
 
 Batch = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a finished run knows about its own estimates: the metrics of the development set, and its calibration."""
+
+    dev: dict[str, float]
+    calibration: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a task says about one recording: plain `values` by column, a `sentence`, and files that go with it.
+
+    A key of `files` is a path in the output folder in which `*` stands for the recording: `curves/*.csv`.
+    """
+
+    values: dict[str, Any]
+    sentence: str
+    files: dict[str, str | Figure] = field(default_factory=dict)
+
+
 class Task(L.LightningModule, ABC):
     """Base of the tasks. A task says what its loss is, what one utterance's row is, and what a table of rows means.
 
     `headline` names the metrics that people quote, with their format: `{"eer": "EER {:.2f} %"}`; the first is shown
-    every epoch. `eer_low` and `eer_high` beside `eer` are its interval.
-
-    `scoring_files` and `scoring_options` name what `audiolab.score` takes beside score files, with a line of help each.
+    every epoch. `eer_low` and `eer_high` beside `eer` are its interval. `prediction_columns` are the keys and types
+    of what `predict` finds. `scoring_files` and `scoring_options` name what `audiolab.score` takes beside score files,
+    with a line of help each.
     """
 
     headline: ClassVar[dict[str, str]]
+    prediction_columns: ClassVar[dict[str, type]]
     scoring_files: ClassVar[dict[str, str]] = {}
     scoring_options: ClassVar[dict[str, str]] = {}
 
@@ -67,10 +91,20 @@ class Task(L.LightningModule, ABC):
     def infer(self, waveform: Tensor, sample_rate: int) -> dict[str, Any]:
         """Apply the model to one recording, (time,) at `sample_rate` Hz."""
 
+    @abstractmethod
+    def predict_recording(self, recording: Recording, known: Known, *, batch_size: int, **options: Any) -> Prediction:
+        """Apply the model to a recording that is read in blocks, and say what it means.
+
+        `batch_size` windows or blocks run at once; `options` are those that `add_predict_options` names.
+        """
+
     @classmethod
-    def interpret(cls, found: dict[str, Any], dev: dict[str, float]) -> dict[str, Any]:
-        """Add to what `infer` found what the run's development metrics say about it."""
-        return found
+    def add_predict_options(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the task's own options to those of the verb `predict`."""
+
+    def prediction_legend(self, known: Known, **options: Any) -> str:
+        """Return one sentence on how to read the predictions, and refuse options that do not fit."""
+        return ""
 
     @classmethod
     def calibration(cls, table: pd.DataFrame) -> dict[str, Any] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,22 +15,23 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from audiolab.audio.crop import fixed_length
-from audiolab.audio.level import SILENCE_DBFS, normalize_rms, rms_dbfs
-from audiolab.audio.resample import resample
+from audiolab.audio.level import normalize_rms
+from audiolab.audio.recording import Recording
 from audiolab.errors import InputError
 from audiolab.tasks.asvspoof.calibration import calibration_of, fused_of, fusion_of
 from audiolab.tasks.asvspoof.evaluation import comparison_of, figures_of, metrics_of, score_files_of
+from audiolab.tasks.asvspoof.inference import Judged, Windowing, judge
 from audiolab.tasks.asvspoof.losses import Criterion
 from audiolab.tasks.asvspoof.model import SpoofModel
 from audiolab.tasks.asvspoof.protocols import BONAFIDE, SPOOF
 from audiolab.tasks.asvspoof.sasv import sasv_figures, sasv_metrics
 from audiolab.tasks.asvspoof.scoring import read_systems
-from audiolab.tasks.asvspoof.trials import FACTS, SAMPLE_RATE_HZ
+from audiolab.tasks.asvspoof.trials import FACTS
+from audiolab.tasks.asvspoof.verdict import COLUMNS, DEFAULT_PRIOR, add_options, interpret, legend
 from audiolab.training.fgm import adversarial
 from audiolab.training.mixup import Mixup
 from audiolab.training.optim import Optimization
-from audiolab.training.task import Batch, Task
+from audiolab.training.task import Batch, Known, Prediction, Task
 
 
 class SpoofingDetection(Task):
@@ -36,7 +39,7 @@ class SpoofingDetection(Task):
 
     `mixup` is the a of Beta(a, a), `fgm` the length of the adversarial step on the embedding; 0 leaves either out.
     `level_dbfs` is the RMS level that every waveform is brought to before the model (None: as it is). `eval_samples`
-    is the length that `infer` cuts or repeats a recording to, as the DataModule does for dev and eval.
+    is the length of dev and eval items, and so of the windows that `infer` judges (None: whole utterances).
     """
 
     headline: ClassVar[dict[str, str]] = {
@@ -59,6 +62,7 @@ class SpoofingDetection(Task):
     scoring_options: ClassVar[dict[str, str]] = {
         "subset": "phase of a 2021 list: progress, eval (default), hidden, all",
     }
+    prediction_columns: ClassVar[dict[str, type]] = COLUMNS
 
     def __init__(
         self,
@@ -181,33 +185,55 @@ class SpoofingDetection(Task):
         return fused_of(tables, fusion)
 
     @torch.inference_mode()
-    def infer(self, waveform: Tensor, sample_rate: int) -> dict[str, Any]:
-        """Score one recording, (time,) at any rate; of a long one the first `eval_samples`, `judged_s` says how much.
+    def infer(
+        self,
+        waveform: Tensor,
+        sample_rate: int,
+        *,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        batch_size: int = 16,
+        windows: bool = False,
+    ) -> dict[str, Any]:
+        """Score one recording, (time,) at any rate, as `predict` does: `score` is the mean over its windows.
 
-        Raises InputError for digital silence and for anything but one channel.
+        Windows are those of `inference.Windowing`; with `windows` the result has one row each (`start_s`, `end_s`,
+        `level_dbfs`, `score`, None where silent). Raises InputError for silence and for anything but one channel.
         """
-        waveform = torch.as_tensor(waveform)
-        if waveform.ndim != 1 or len(waveform) == 0:
-            raise InputError(
-                f"a waveform of shape {tuple(waveform.shape)} cannot be judged: give one channel as (time,), "
-                "for stereo the mean of the channels"
-            )
-        if float(rms_dbfs(waveform)) < SILENCE_DBFS:
-            raise InputError("the recording is silent: there is no speech to judge")
-        wave = waveform.detach().cpu().numpy().astype(np.float32)
-        wave = resample(wave, sample_rate, SAMPLE_RATE_HZ) if sample_rate != SAMPLE_RATE_HZ else wave
-        if self.eval_samples is not None:
-            wave = fixed_length(wave, self.eval_samples)
-        score_b = self(torch.from_numpy(np.ascontiguousarray(wave)).to(self.device)[None])
-        return {"score": float(score_b[0]), "judged_s": round(len(wave) / SAMPLE_RATE_HZ, 3)}
+        wave = torch.as_tensor(waveform).detach().cpu().numpy().astype(np.float32)
+        judged = self._judge(Recording(wave, sample_rate), Windowing(window_s, hop_s, batch_size))
+        return {**judged.values(), **({"windows": judged.windows()} if windows else {})}
+
+    @torch.inference_mode()
+    def predict_recording(
+        self,
+        recording: Recording,
+        known: Known,
+        *,
+        batch_size: int,
+        window_s: float | None,
+        hop_s: float | None,
+        prior: float | None,
+        curves: bool,
+    ) -> Prediction:
+        """Score a recording and say which class it is: `verdict.interpret`."""
+        judged = self._judge(recording, Windowing(window_s, hop_s, batch_size))
+        return interpret(judged, known, prior or DEFAULT_PRIOR, curves=curves)
 
     @classmethod
-    def interpret(cls, found: dict[str, Any], dev: dict[str, float]) -> dict[str, Any]:
-        """Say in words which class a score speaks for, by the threshold of the development set's EER."""
-        if "eer_threshold" not in dev:
-            return {**found, "verdict": "no verdict: the run has no development threshold"}
-        label = BONAFIDE if found["score"] > dev["eer_threshold"] else SPOOF
-        return {**found, "threshold": dev["eer_threshold"], "verdict": label}
+    def add_predict_options(cls, parser: argparse.ArgumentParser) -> None:
+        """Add windows, prior and curves."""
+        add_options(parser)
+
+    def prediction_legend(self, known: Known, **options: Any) -> str:
+        """Say which class scores high: `verdict.legend`; refuse windows that do not fit the model."""
+        windowing = Windowing(options["window_s"], options["hop_s"], options["batch_size"])
+        windowing.samples(sys.maxsize, self.eval_samples, self.model.min_samples)
+        return legend(known, options["prior"])
+
+    def _judge(self, recording: Recording, windowing: Windowing) -> Judged:
+        least = self.model.min_samples
+        return judge(recording, self, self.device, windowing, eval_samples=self.eval_samples, min_samples=least)
 
 
 def _freeze_classifier(model: SpoofModel) -> None:
