@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from audiolab.errors import InputError
 from audiolab.tasks.asvspoof.aasist_weights import load_official
 from audiolab.tasks.asvspoof.model import SpoofModel
 from audiolab.tasks.asvspoof.sinc import SincStream
@@ -46,6 +47,11 @@ class AASIST(SpoofModel):
         self.classifier = nn.Linear(self.graphs.dim, 2)
         self.embedding_dim, self.min_samples = self.graphs.dim, sinc.min_samples
         if pretrained is not None:
+            if sinc.blocks[0].pre_activation:
+                raise InputError(
+                    f"The weights of {pretrained} were trained without the opening norms of the residual blocks: set "
+                    "model.sinc.pre_activation=false, or model.pretrained=null."
+                )
             load_official(self, pretrained)
 
     def _embed(self, wave_bt: Tensor, states: Tensor | None) -> Tensor:
