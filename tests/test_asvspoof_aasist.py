@@ -206,6 +206,10 @@ def test_parameter_total_of_the_back_end_outside_the_encoder():
     back_end = AASISTBackEnd(1024)
     assert count(back_end) + count(nn.Linear(back_end.dim, 2)) == 447_242
     assert (back_end.in_dim, back_end.dim) == (1024, 160)
+    with torch.device("meta"):
+        model = model_of("xlsr_aasist", "model.front_end.pretrained=null")
+    assert count(model) - count(model.front_end.encoder) == 447_242
+    assert count(model) == 315_885_962
 
 
 # --- the whole model --------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ class GraphAttention(nn.Module):
     """Graph attention with a temperature, (batch, node, in_dim) -> (batch, node, out_dim).
 
     Every node attends to all nodes, itself too: a_ij = softmax_j(w . tanh(W (x_i * x_j) + b) / temperature), and
-    y_i = SELU(BN(P sum_j a_ij x_j + Q x_i)). `dropout` acts on the incoming nodes. Jung et al. 2022 (AASIST),
-    section 2.2; Tak et al. 2021 (RawGAT-ST), equations 3 to 6.
+    y_i = SELU(BN(P sum_j a_ij x_j + Q x_i)). `dropout` acts on the incoming nodes. Tak et al. 2021
+    (RawGAT-ST), with the temperature of Jung et al. 2022 (AASIST).
 
     >>> GraphAttention(8, 4, temperature=2.0, dropout=0.2).eval()(torch.ones(2, 5, 8)).shape
     torch.Size([2, 5, 4])
@@ -43,7 +43,7 @@ class HeterogeneousGraphAttention(nn.Module):
 
     Each graph has its own input projection. Pairs are scored by one of three vectors: both nodes in the first graph,
     both in the second, one in each. The stack node is s' = P' sum_j a_j x_j + Q' s with a = softmax_j(w' . tanh(W'
-    (x_j * s) + b') / temperature), without norm and activation. Jung et al. 2022, section 3.1.
+    (x_j * s) + b') / temperature), without norm and activation. Jung et al. 2022 (HS-GAL).
 
     >>> layer = HeterogeneousGraphAttention(8, 4, temperature=100.0, dropout=0.2).eval()
     >>> [tuple(nodes.shape) for nodes in layer(torch.ones(2, 5, 8), torch.ones(2, 3, 8), torch.ones(1, 1, 8))]

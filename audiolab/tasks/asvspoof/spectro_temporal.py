@@ -40,7 +40,8 @@ class SpectroTemporalGraphs(nn.Module):
 
     Each graph gets graph attention and pooling; two branches of heterogeneous attention see both; the element-wise
     maximum of the branches is read out as max |.| and mean over the temporal nodes, the same over the spectral ones,
-    and the stack node: dim = 5 * stack_dim. Jung et al. 2022, figure 1.
+    and the stack node: dim = 5 * stack_dim. Jung et al. 2022 (max graph
+    operation and readout).
 
     `pool_ratios` and `temperatures` are for the spectral graph, the temporal graph and the branches; `dropouts` act on
     the nodes before attention, on the nodes that the pooling scores, and on each branch's output.
