@@ -97,7 +97,7 @@ class PooledSincBank(nn.Module):
 
 
 class SincBlock(nn.Module):
-    """Residual block (batch, channel, band, frame) -> the same with a third of the frames.
+    """Residual block (batch, channel, band, frame) -> the same with 1 / `pool` of the frames.
 
     [BN, SELU unless first] conv 2 x 3 -> BN -> SELU -> conv 2 x 3, plus the raw input (through conv 1 x 3 where the
     number of channels changes), then max-pooling 1 x 3. The public code of AASIST and its forks computes the opening BN
@@ -105,8 +105,11 @@ class SincBlock(nn.Module):
     that published weights load; True is the block as described.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, first: bool, pre_activation: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, first: bool, pre_activation: bool, pool: int = _POOL
+    ) -> None:
         super().__init__()
+        self.pool = pool
         self.norm1 = None if first else nn.Sequential(nn.BatchNorm2d(in_channels), nn.SELU(inplace=True))
         self.pre_activation = pre_activation
         if self.norm1 is not None:
@@ -121,7 +124,8 @@ class SincBlock(nn.Module):
         """Run the block."""
         y_bcft = self.norm1(x_bcft) if self.norm1 is not None and self.pre_activation else x_bcft
         y_bcft = self.conv2(self.norm2(self.conv1(y_bcft)))
-        return F.max_pool2d(y_bcft + self.skip(x_bcft), (1, _POOL))
+        y_bcft += self.skip(x_bcft)
+        return F.max_pool2d(y_bcft, (1, self.pool)) if self.pool > 1 else y_bcft
 
 
 class SincStream(FrontEnd):
@@ -159,11 +163,14 @@ class SincStream(FrontEnd):
 
     def forward(self, wave_bt: Tensor) -> Tensor:
         """Run the stream on `min_samples` samples or more."""
+        return self.maps(wave_bt).amax(2).transpose(1, 2)
+
+    def maps(self, wave_bt: Tensor) -> Tensor:
+        """Magnitudes before the maximum over the bands: (batch, channels[-1], num_filters // 3, frames)."""
         masks = self.training and self.max_masked_filters > 0
         x_bcft = self.norm(self.bank(wave_bt, self._draw_kept(wave_bt) if masks else None).unsqueeze(1))
         # channels last: a third less time in the convolutions on the CPU, and the layout tensor cores want
-        x_bcft = self.blocks(x_bcft.to(memory_format=torch.channels_last))
-        return x_bcft.abs().amax(2).transpose(1, 2)
+        return self.blocks(x_bcft.to(memory_format=torch.channels_last)).abs()
 
     def _draw_kept(self, wave_bt: Tensor) -> Tensor:
         """(num_filters,) with zeros for A = int(U(0, max)) filters from an offset in 0 .. num_filters - A."""
