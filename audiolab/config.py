@@ -138,6 +138,7 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> dict[str
 def compose_run(overrides: Sequence[str], name: str, config_dir: str | None = None) -> dict[str, Any]:
     """Compose the plain dict of one run named `name`; a job of a sweep is named `<sweep>/<job>`."""
     config = compose([text for text in overrides if not text.startswith(("name=", "hydra.", "hydra/"))], config_dir)
+    config = {"logger": None, "callbacks": None, **config}  # logger=[] leaves nothing behind
     return {**config, "name": name, "recipe": config["recipe"] or default_recipe(overrides)}
 
 

@@ -22,6 +22,7 @@ from audiolab.training.calibration import fit_on_dev
 from audiolab.training.checkpoints import load_weights, read_checkpoint
 from audiolab.training.data import SpeechData
 from audiolab.training.evaluation import Evaluation
+from audiolab.training.feature_cache import FeatureCache, refuse_cache
 from audiolab.training.plan import TIMED_STEPS, StepClock, print_plan
 from audiolab.training.position import Position
 from audiolab.training.progress import EpochLine, progress_bar
@@ -65,6 +66,8 @@ def prepare(config: dict[str, Any]) -> tuple[SpeechData, Task]:
     _callbacks(config, Path())
     data.prepare_data()
     data.setup("fit")
+    if data.feature_cache:
+        refuse_cache(data, task)
     measured = [metric for metric in task.headline if not metric.endswith("_calibrated")]  # known after training only
     known = [f"{set_name}/{metric}" for set_name in data.val_sets for metric in measured]
     if config["monitor"]["metric"] not in known:
@@ -93,7 +96,7 @@ def build_task(config: dict[str, Any]) -> Task:
 def build_trainer(config: dict[str, Any], folder: Path, run: RunFolder | None, *, training: bool) -> L.Trainer:
     """Build the Trainer: with loggers and checkpoints for training, bare for a test of a finished run."""
     evaluation = Evaluation(folder)
-    callbacks: list[L.Callback] = [evaluation]
+    callbacks: list[L.Callback] = [FeatureCache(), evaluation]
     loggers: list[Any] = []
     if training and run is not None:
         callbacks += [Position(config["seed"]), EpochLine(), *_callbacks(config, run.path / "checkpoints")]
@@ -130,9 +133,12 @@ def train(folder: str) -> dict[str, dict[str, float]]:
     """Train a run from where it stands, then evaluate its best checkpoint on development and test sets."""
     run = RunFolder.open(folder)
     with log_to(run.path / "run.log"):
-        data, task = build_data(run.config), build_task(run.config)
+        fresh = run.latest_checkpoint is None
+        data, task = build_data(run.config), build_task(run.config if fresh else run.standalone_config)
         data.record_folder = run.path
         trainer = build_trainer(run.config, run.path, run, training=True)
+        if fresh and trainer.is_global_zero:
+            run.keep_model(_standalone(run.config["model"], task.model))
         finished = False
         try:
             _fit(trainer, task, data, run)
@@ -145,6 +151,20 @@ def train(folder: str) -> dict[str, dict[str, float]]:
             write_bad_audio(data, run.path)
             run.finish(results)
     return results
+
+
+def _standalone(section: dict[str, Any], module: Any) -> dict[str, Any]:
+    """Return a model section that builds the same modules without pretrained weights.
+
+    A section inside it has the name of the attribute that holds its module; one with the option `pretrained` says
+    itself what stands in its place.
+    """
+    inner = {key: _standalone(value, getattr(module, key, None)) for key, value in section.items() if _is_class(value)}
+    return {**section, **inner, **(module.without_pretrained() if "pretrained" in section else {})}
+
+
+def _is_class(section: Any) -> bool:
+    return isinstance(section, dict) and "_target_" in section
 
 
 def _fit(trainer: L.Trainer, task: Task, data: SpeechData, run: RunFolder) -> None:
@@ -193,7 +213,7 @@ def evaluation_of(trainer: L.Trainer) -> Evaluation:
 def load_task(run: RunFolder) -> Task:
     """Return the task of a run with its best weights, in eval mode."""
     state = read_checkpoint(run.best_checkpoint)
-    task = build_task(run.config)
+    task = build_task(run.standalone_config)
     load_weights(task, run.best_checkpoint, state)
     return task.eval()
 

@@ -114,6 +114,17 @@ class RunFolder:
         path = self.path / "checkpoints" / "calibration.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
+    @property
+    def standalone_config(self) -> dict[str, Any]:
+        """The config with a model that needs no pretrained weights, as the run's checkpoints hold them all."""
+        path = self.path / "checkpoints" / "model.json"
+        own = {"model": json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
+        return {**self.config, **own}
+
+    def keep_model(self, section: dict[str, Any]) -> None:
+        """Store the model section of `standalone_config`."""
+        write_text(self.path / "checkpoints" / "model.json", json.dumps(section, indent=1))
+
     def calibrate(self, calibration: dict[str, Any]) -> None:
         """Store a calibration beside the checkpoint it belongs to."""
         write_text(self.path / "checkpoints" / "calibration.json", json.dumps(calibration, indent=1))

@@ -48,9 +48,8 @@ def main() -> None:
     task = engine.build_task(composed).to(device).train()
     total = sum(p.numel() for p in task.model.parameters())
     trainable = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
-    print(
-        f"{arguments.variant}: {total:,} parameters, {trainable:,} trainable; {device}, {torch.get_num_threads()} threads"
-    )
+    threads = torch.get_num_threads()
+    print(f"{arguments.variant}: {total:,} parameters, {trainable:,} trainable; {device}, {threads} CPU threads")
     optimizer, _ = build(composed["optimizer"]).build(task, total_steps=100)
     generator = torch.Generator().manual_seed(0)
     batch = {

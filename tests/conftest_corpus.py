@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import soundfile
 
+from audiolab.tasks.asvspoof.data import SpoofingData
+
 PROTOCOLS = {"train": "train.trn", "dev": "dev.trl", "eval": "eval.trl"}
 
 
@@ -141,3 +143,12 @@ def _copy(one: Recording, path: Path) -> None:
     else:
         wave, rate = soundfile.read(one.path)
         soundfile.write(path, wave, rate)
+
+
+def corpus(root: Path, layout: str = "la2019", **options) -> SpoofingData:
+    """The DataModule of a small corpus, with options that suit tests."""
+    defaults = {"subset": None, "corpora": None, "published_size": False, "conditions": [], "crop_samples": 16000}
+    defaults |= {"random_crop": True, "eval_samples": None, "in_memory": False, "asv_scores": "auto", "batch_size": 4}
+    defaults |= {"eval_batch_size": 1, "num_workers": 0, "on_bad_audio": "raise", "max_bad_audio": 0.1}
+    defaults |= {"feature_cache": None, "feature_cache_dtype": "float32"}
+    return SpoofingData(layout=layout, root=str(root), **(defaults | options))

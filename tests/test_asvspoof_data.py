@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest_corpus import corpus
 
 from audiolab.audio.crop import fixed_length
 from audiolab.errors import InputError
@@ -16,26 +17,6 @@ from audiolab.tasks.asvspoof.protocols import read_2019_protocol
 
 CM = "LA/ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm."
 ASV = "LA/ASVspoof2019_LA_asv_scores/ASVspoof2019.LA.asv.eval.gi.trl.scores.txt"
-
-
-def corpus(root: Path, **options) -> SpoofingData:
-    defaults = {
-        "layout": "la2019",
-        "subset": None,
-        "corpora": None,
-        "published_size": False,
-        "conditions": [],
-        "crop_samples": 16000,
-        "eval_samples": None,
-        "in_memory": False,
-        "asv_scores": "auto",
-        "batch_size": 4,
-        "eval_batch_size": 1,
-        "num_workers": 0,
-        "on_bad_audio": "raise",
-        "max_bad_audio": 0.1,
-    }
-    return SpoofingData(root=str(root), **(defaults | options))
 
 
 def edit(path: Path, old: str, new: str) -> None:

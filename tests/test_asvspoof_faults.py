@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest_corpus import make_tiny_in_the_wild, recordings
+from conftest_corpus import corpus, make_tiny_in_the_wild, recordings
 from torch.utils.data import DataLoader
 
 from audiolab.errors import InputError
 from audiolab.metrics.spoofing import asv_table
 from audiolab.tasks.asvspoof.asv_scores import rates_of, read_2019_asv_scores
-from audiolab.tasks.asvspoof.data import SpoofingData
 from audiolab.tasks.asvspoof.evaluation import metrics_of
 from audiolab.tasks.asvspoof.protocols import Trial
 from audiolab.tasks.asvspoof.trials import SpoofingTrials
@@ -28,13 +27,6 @@ from audiolab.training.evaluation import join_rows
 from audiolab.training.sampling import EvalBatches, TrainBatches
 
 ASV = "LA/ASVspoof2019_LA_asv_scores/ASVspoof2019.LA.asv.{}.gi.trl.scores.txt"
-
-
-def corpus(root: Path, layout: str = "la2019", **options) -> SpoofingData:
-    defaults = {"subset": None, "corpora": None, "published_size": False, "conditions": [], "crop_samples": 16000}
-    defaults |= {"eval_samples": 16000, "in_memory": False, "asv_scores": "auto", "batch_size": 4, "eval_batch_size": 4}
-    defaults |= {"num_workers": 0, "on_bad_audio": "raise", "max_bad_audio": 0.5}
-    return SpoofingData(layout=layout, root=str(root), **(defaults | options))
 
 
 def test_in_the_wild_labels_are_not_inverted(la_mini: Path, tmp_path: Path):
@@ -57,7 +49,7 @@ def test_unreadable_files_never_become_silence(tiny_la: Path):
     data.setup("fit")
     with pytest.raises(InputError, match=f"{broken.stem}|{cut.stem}"):
         [data.on_before_batch_transfer(batch, 0) for batch in data.val_dataloader()[0]]
-    data = corpus(tiny_la, on_bad_audio="skip")
+    data = corpus(tiny_la, on_bad_audio="skip", max_bad_audio=0.5, eval_samples=16000, eval_batch_size=4)
     data.setup("fit")
     seen = [data.on_before_batch_transfer(batch, 0) for batch in data.val_dataloader()[0]]
     assert {name for batch in seen for name in batch["id"]} == set(data.ids("dev")) - {broken.stem, cut.stem}
@@ -90,7 +82,7 @@ def test_a_recording_of_exactly_the_crop_length_is_read(tmp_path: Path, length: 
     wave = np.random.default_rng(0).uniform(-0.5, 0.5, length)
     soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="FLOAT")
     trials = SpoofingTrials(
-        [Trial("a", "s", "-", "bonafide")], [str(tmp_path / "a.wav")], 64_600, training=training, in_memory=False
+        [Trial("a", "s", "-", "bonafide")], [str(tmp_path / "a.wav")], 64_600, random_crop=training, in_memory=False
     )
     for epoch in range(5):
         assert trials[(epoch, 0)]["wave"].shape == (64_600,)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest_corpus import corpus
 from conftest_speech import la_mini_speech
-from test_asvspoof_data import corpus
 
 from audiolab import build, config, engine, run
 from audiolab.augment.chain import Chain

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from audiolab.audio.io import AudioError, BadAudioPolicy
 from audiolab.errors import InputError
 from audiolab.training.augmentation_log import AugmentationLog
+from audiolab.training.feature_cache import FeatureStore
 from audiolab.training.randomness import item_generator
 from audiolab.training.sampling import Draw, EvalBatches, TrainBatches
 
@@ -39,6 +40,8 @@ class Utterances(Dataset[Item | BadItem], ABC):
 
     ids: list[str]
     seed: int = 0
+    features: FeatureStore | None = None
+    """Where the features of a frozen encoder lie; items then have them as `states`."""
 
     @abstractmethod
     def read(self, index: int, generator: np.random.Generator) -> Item:
@@ -53,6 +56,8 @@ class Utterances(Dataset[Item | BadItem], ABC):
             item = self.read(index, item_generator(self.seed, epoch, index, "read"))
         except AudioError as error:
             return BadItem(self.ids[index], error)
+        if self.features is not None:
+            item["states"] = self.features.load(item["wave"])
         return {**item, "id": self.ids[index], "draw": draw}
 
 
@@ -71,8 +76,9 @@ class SpeechData(L.LightningDataModule, ABC):
 
     `augment` is applied to `wave` (batch, time) of training batches only, on the batch's device, each row with the
     generator of its (seed, epoch, utterance). Where it is a `Chain` with `record`, what it drew is written to
-    `record_folder`, if that is set. The position in the epoch is part of the state, so that a resumed run
-    goes on with the next batch. Raises InputError for unreadable audio unless `on_bad_audio` is `skip`.
+    `record_folder`, if that is set. The position in the epoch is part of the state, so that a resumed run goes on with
+    the next batch. `feature_cache` is the folder of a `FeatureCache`. Raises InputError for unreadable audio unless
+    `on_bad_audio` is `skip`.
     """
 
     val_sets: list[str]
@@ -87,6 +93,8 @@ class SpeechData(L.LightningDataModule, ABC):
         num_workers: int,
         on_bad_audio: Literal["raise", "skip"],
         max_bad_audio: float,
+        feature_cache: str | None,
+        feature_cache_dtype: Literal["float32", "float16"],
         seed: int = 0,
         augment: Augment | None = None,
     ) -> None:
@@ -99,6 +107,7 @@ class SpeechData(L.LightningDataModule, ABC):
             if value < least:
                 raise InputError(f"data.{name}={value} does not fit: give {least} or more")
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.feature_cache, self.feature_cache_dtype = feature_cache, feature_cache_dtype
         self.seed, self.augment = seed, augment
         self.on_bad_audio, self.max_bad_audio = on_bad_audio, max_bad_audio
         self.skipped_ids: set[str] = set()
@@ -118,6 +127,11 @@ class SpeechData(L.LightningDataModule, ABC):
     @abstractmethod
     def num_files(self) -> int:
         """Audio files in all sets that are in use; a cap given as a share refers to it."""
+
+    @property
+    @abstractmethod
+    def draws_windows(self) -> bool:
+        """Whether the waveform of a training item differs from epoch to epoch, augmentation aside."""
 
     @abstractmethod
     def context(self, set_name: str) -> dict[str, Any]:
@@ -148,11 +162,11 @@ class SpeechData(L.LightningDataModule, ABC):
 
     def val_dataloader(self) -> list[DataLoader]:
         """Every utterance of the development sets once."""
-        return [self._eval_loader(name) for name in self.val_sets]
+        return [self.eval_loader(name) for name in self.val_sets]
 
     def test_dataloader(self) -> list[DataLoader]:
         """Every utterance of the test sets once."""
-        return [self._eval_loader(name) for name in self.test_sets]
+        return [self.eval_loader(name) for name in self.test_sets]
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any] | None:
         """Count the bad audio of a batch; a batch with nothing else in it becomes None, which is passed over."""
@@ -200,7 +214,8 @@ class SpeechData(L.LightningDataModule, ABC):
     def _process(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _eval_loader(self, set_name: str) -> DataLoader:
+    def eval_loader(self, set_name: str) -> DataLoader:
+        """Every utterance of a set once over all processes, as in evaluation."""
         dataset = self.utterances(set_name)
         return self._loader(dataset, EvalBatches(len(dataset), self.eval_batch_size, *self._process()))
 

@@ -98,6 +98,18 @@ class Task(L.LightningModule, ABC):
         `batch_size` windows or blocks run at once; `options` are those that `add_predict_options` names.
         """
 
+    def why_features_change(self) -> str | None:
+        """Say why what the encoder makes of a waveform changes from epoch to epoch; None where it does not."""
+        return "this task has no frozen encoder"
+
+    def encode(self, wave_bt: Tensor) -> Tensor:
+        """Return the features of the frozen encoder that a cache may keep; batches then have them as `states`."""
+        raise NotImplementedError(self.why_features_change())
+
+    def encoder_name(self) -> str:
+        """Return a name for the encoder's weights and options: `feature_cache.fingerprint`."""
+        raise NotImplementedError(self.why_features_change())
+
     @classmethod
     def add_predict_options(cls, parser: argparse.ArgumentParser) -> None:
         """Add the task's own options to those of the verb `predict`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -58,6 +59,10 @@ class AASIST(SpoofModel):
         magnitude_bcft = self.sinc.maps(wave_bt)
         spectral_bcf, temporal_bct = magnitude_bcft.amax(3), magnitude_bcft.amax(2)
         return self.dropout(self.graphs(spectral_bcf.transpose(1, 2), temporal_bct.transpose(1, 2)))
+
+    def without_pretrained(self) -> dict[str, Any]:
+        """Return the options that build the same model with random weights, for a checkpoint that holds them all."""
+        return {"pretrained": None}
 
     def classify(self, embedding_bd: Tensor) -> Tensor:
         """Embedding -> logits (batch, 2)."""

@@ -35,7 +35,8 @@ class SpoofingData(SpeechData):
     concatenated, dev sets are, and the eval sets are judged together as the set `pooled` and each by itself. With
     `conditions`, the test set under each of them is the further set `conditions`.
 
-    `crop_samples` is the length of training items, `eval_samples` that of all others (None: the whole utterance, one
+    `crop_samples` is the length of training items, cut anew in each epoch with `random_crop`, else from the start as
+    all others, whose length is `eval_samples` (None: the whole utterance, one
     at a time). `asv_scores`: `auto` gives t-DCF where the corpus has ASV scores and says so where they are not there,
     `require` refuses to go without, `none` does not look, a name takes the published rates of that corpus' ASV system.
     With `published_size`, a set of another size than the published one is told of.
@@ -52,6 +53,7 @@ class SpoofingData(SpeechData):
         published_size: bool,
         conditions: list[str],
         crop_samples: int,
+        random_crop: bool,
         eval_samples: int | None,
         in_memory: bool,
         asv_scores: AsvScores,
@@ -60,6 +62,8 @@ class SpoofingData(SpeechData):
         num_workers: int,
         on_bad_audio: Literal["raise", "skip"],
         max_bad_audio: float,
+        feature_cache: str | None,
+        feature_cache_dtype: Literal["float32", "float16"],
         seed: int = 0,
         augment: Augment | None = None,
     ) -> None:
@@ -68,11 +72,21 @@ class SpoofingData(SpeechData):
                 f"data.eval_batch_size={eval_batch_size} with whole utterances (data.eval_samples=null): "
                 "their lengths differ, set data.eval_batch_size=1 or a fixed data.eval_samples"
             )
-        super().__init__(batch_size, eval_batch_size, num_workers, on_bad_audio, max_bad_audio, seed, augment)
+        super().__init__(
+            batch_size,
+            eval_batch_size,
+            num_workers,
+            on_bad_audio,
+            max_bad_audio,
+            feature_cache,
+            feature_cache_dtype,
+            seed,
+            augment,
+        )
         check_conditions(conditions)
         self.corpus = _open(layout, root, subset, corpora)
         self.published_size, self.conditions = published_size, conditions
-        self.crop_samples, self.eval_samples = crop_samples, eval_samples
+        self.crop_samples, self.random_crop, self.eval_samples = crop_samples, random_crop, eval_samples
         self.in_memory, self.asv_scores = in_memory, asv_scores
         self.val_sets, self.test_sets = ["dev"], [self.corpus.test_set]
         self._chosen: list[str] | None = None
@@ -83,6 +97,11 @@ class SpoofingData(SpeechData):
     def num_files(self) -> int:
         """Audio files of all sets that have been read."""
         return sum(len(trials) for trials in self._sets.values() if isinstance(trials, SpoofingTrials))
+
+    @property
+    def draws_windows(self) -> bool:
+        """Whether training windows are cut anew in each epoch."""
+        return self.random_crop
 
     def setup(self, stage: str) -> None:
         """Read and check the protocols that a stage needs; `fit` reads the test sets too."""
@@ -160,7 +179,8 @@ class SpoofingData(SpeechData):
                 log.warning("%s (data.published_size=false stops this line)", sentence)
         training = set_name == "train"
         length = self.crop_samples if training else self.eval_samples
-        found = SpoofingTrials(trials, paths, length, training=training, in_memory=self.in_memory)
+        drawn = training and self.random_crop
+        found = SpoofingTrials(trials, paths, length, random_crop=drawn, in_memory=self.in_memory)
         self._sets[set_name] = found  # counted among the files from here on
         self._check_files(found, source)
         return found

@@ -30,6 +30,10 @@ class DualStream(FrontEnd):
         """Waveform -> the encoder's states."""
         return self.ssl.encode(wave_bt)
 
+    def encoder_name(self) -> str:
+        """Return a name for the encoder's weights and the states in use."""
+        return self.ssl.encoder_name()
+
     def forward(self, wave_bt: Tensor, states: Tensor | None = None) -> Tensor:
         """Fuse the streams; `states` are the encoder's, when they were computed before."""
         ssl_btd = self.ssl(wave_bt) if states is None else self.ssl(wave_bt, states)

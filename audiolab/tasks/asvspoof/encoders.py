@@ -57,6 +57,13 @@ def load_encoder(
     return model
 
 
+def config_of(encoder: PreTrainedModel) -> dict[str, Any]:
+    """Return the options in which an encoder differs from its class' defaults, as `load_encoder` takes them."""
+    default = type(encoder.config)().to_dict()
+    config = {name: value for name, value in encoder.config.to_dict().items() if name in default}
+    return {name: value for name, value in config.items() if name == "model_type" or value != default[name]}
+
+
 def _classes(model_type: str) -> tuple[type[PretrainedConfig], type[PreTrainedModel]]:
     import transformers  # seconds to import, and the other front ends do not need it
 

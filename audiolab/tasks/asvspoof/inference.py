@@ -16,7 +16,7 @@ from audiolab.audio.level import SILENCE_DBFS, rms_dbfs
 from audiolab.audio.recording import Recording
 from audiolab.audio.windows import sliding_windows
 from audiolab.errors import InputError
-from audiolab.tasks.asvspoof.data import SAMPLE_RATE_HZ
+from audiolab.tasks.asvspoof.trials import SAMPLE_RATE_HZ
 
 WINDOW_SAMPLES = 64_600  # 4.04 s, the field's window: of runs that judge whole utterances, where none is given
 WHOLE_WINDOWS = 4  # such a run judges a recording of up to so many windows (16 s) as one utterance

@@ -33,6 +33,10 @@ class FrontEnd(nn.Module):
         """Waveform -> states that `forward` takes in the waveform's place. Raises InputError where there are none."""
         raise InputError(f"{type(self).__name__} has no encoder whose output could be kept")
 
+    def encoder_name(self) -> str:
+        """Return a name for the weights and options behind `encode`. Raises InputError where there is no encoder."""
+        raise InputError(f"{type(self).__name__} has no encoder whose output could be kept")
+
 
 class BackEnd(nn.Module):
     """Frames (batch, frames, in_dim) -> embedding (batch, dim).
@@ -70,6 +74,10 @@ class SpoofModel(nn.Module, ABC):
 
     def encode(self, wave_bt: Tensor) -> Tensor:
         """Waveform -> states for `embed`. Raises InputError where the model has no encoder."""
+        raise InputError(f"{type(self).__name__} has no encoder whose output could be kept")
+
+    def encoder_name(self) -> str:
+        """Return a name for the weights and options behind `encode`. Raises InputError where there is no encoder."""
         raise InputError(f"{type(self).__name__} has no encoder whose output could be kept")
 
     def embed(self, wave_bt: Tensor, states: Tensor | None = None) -> Tensor:
@@ -130,6 +138,10 @@ class Detector(SpoofModel):
         """Waveform -> the front end's states, for `embed`."""
         self.check(wave_bt)
         return self.front_end.encode(wave_bt)
+
+    def encoder_name(self) -> str:
+        """Return a name for the front end's encoder."""
+        return self.front_end.encoder_name()
 
     def frames(self, wave_bt: Tensor, states: Tensor | None = None) -> Tensor:
         """Waveform -> what the back end reads."""

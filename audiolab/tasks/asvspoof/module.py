@@ -96,9 +96,12 @@ class SpoofingDetection(Task):
         self.level_dbfs, self.eval_samples, self.score = level_dbfs, eval_samples, score
         self.mixup, self.fgm = mixup, fgm
 
-    def forward(self, wave_bt: Tensor) -> Tensor:
-        """Return scores (batch,) in float32 of waveforms (batch, time) at 16 kHz, higher = more bona fide."""
-        embedding_bd = self.model.embed(self._at_level(wave_bt))
+    def forward(self, wave_bt: Tensor, states: Tensor | None = None) -> Tensor:
+        """Return scores (batch,) in float32 of waveforms (batch, time) at 16 kHz, higher = more bona fide.
+
+        `states` is what `encode` made of the waveforms before, where it did.
+        """
+        embedding_bd = self.model.embed(self._at_level(wave_bt), states)
         logits_bc = self.model.classify(embedding_bd)
         if self.score == "bonafide_logit":
             return logits_bc[:, 1].float()
@@ -118,7 +121,7 @@ class SpoofingDetection(Task):
             criterion = partial(self.criterion, embedding_bd, self.model.classify(embedding_bd))
             return criterion(label_b) if mixup is None else mixup.loss(criterion, label_b)
 
-        embedding_bd = self.model.embed(wave_bt)
+        embedding_bd = self.model.embed(wave_bt, batch.get("states"))
         loss = loss_of(embedding_bd)
         parts = {"accuracy": self._accuracy(embedding_bd, label_b if mixup is None else mixup.dominant(label_b))}
         if self.fgm > 0 and torch.is_grad_enabled():
@@ -131,12 +134,31 @@ class SpoofingDetection(Task):
         score_b = self.criterion.scores(embedding_bd, self.model.classify(embedding_bd))
         return ((score_b > self.criterion.boundary) == (label_b == 1)).float().mean()
 
+    def why_features_change(self) -> str | None:
+        """Say why the encoder's states of a waveform may not be kept from epoch to epoch; None where they may."""
+        if self.mixup > 0:
+            return "mixup trains on sums of waveforms: set module.mixup=0"
+        if not self.model.is_frozen:
+            return (
+                "the model has no encoder that stays as it is: choose one, with freeze_layers=all, lora=null and "
+                "mask_time_prob=0 (model=asvspoof/wavlm_pooling)"
+            )
+        return None
+
+    def encode(self, wave_bt: Tensor) -> Tensor:
+        """Return the frozen encoder's states of waveforms (batch, time) at 16 kHz."""
+        return self.model.encode(self._at_level(wave_bt))
+
+    def encoder_name(self) -> str:
+        """Name the encoder's weights, the states in use and the level of its input."""
+        return f"{self.model.encoder_name()}-{self.level_dbfs}"
+
     def _at_level(self, wave_bt: Tensor) -> Tensor:
         return wave_bt if self.level_dbfs is None else normalize_rms(wave_bt, self.level_dbfs)
 
     def rows(self, batch: Batch) -> list[dict[str, Any]]:
         """Return one scored trial a row."""
-        score_b = self(batch["wave"]).tolist()
+        score_b = self(batch["wave"], batch.get("states")).tolist()
         label_b = [BONAFIDE if label else SPOOF for label in batch["label"].tolist()]
         columns = {"id": batch["id"], **{name: batch[name] for name in FACTS if name in batch}}
         columns |= {"label": label_b, "score": score_b}

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from audiolab.errors import InputError
-from audiolab.tasks.asvspoof.encoders import load_encoder
+from audiolab.tasks.asvspoof.encoders import config_of, load_encoder
 from audiolab.tasks.asvspoof.lora import add_lora
 from audiolab.tasks.asvspoof.model import FrontEnd
+from audiolab.training.feature_cache import fingerprint
 
 _MASK_MIN_SPANS = 2  # SpecAugment of WavLM and wav2vec 2.0: at least two masked spans an utterance
 
@@ -93,6 +94,14 @@ class SSLStream(FrontEnd):
     def encode(self, wave_bt: Tensor) -> Tensor:
         """Waveform -> the states in use (batch, states, frames, dim)."""
         return torch.stack(self.hidden_states(wave_bt), dim=1)
+
+    def encoder_name(self) -> str:
+        """Return a name for the encoder's weights and the states in use."""
+        return fingerprint(self.encoder, self.layers)
+
+    def without_pretrained(self) -> dict[str, Any]:
+        """Return the options that build the same encoder with random weights, for a checkpoint that holds them all."""
+        return {"pretrained": None, "config": config_of(self.encoder)}
 
     def forward(self, wave_bt: Tensor, states: Tensor | None = None) -> Tensor:
         """Run the stream on `min_samples` samples or more, or only the mix on `states` that `encode` gave."""

@@ -19,14 +19,14 @@ FACTS = ("speaker", "attack", "codec", "vocoder", "source", "corpus")
 class SpoofingTrials(Utterances):
     """Trials with their audio: `wave` (time,) at 16 kHz, `label` 1 for bona fide and 0 for spoof, and their facts.
 
-    `num_samples` fixes the length: a drawn window in training, the first samples otherwise; None keeps the whole.
+    `num_samples` fixes the length: a drawn window with `random_crop`, else the first samples; None keeps the whole.
     With `in_memory` the decoded audio is kept after the first reading (64 kB a second and process).
     """
 
     def __init__(
-        self, trials: list[Trial], paths: list[str], num_samples: int | None, *, training: bool, in_memory: bool
+        self, trials: list[Trial], paths: list[str], num_samples: int | None, *, random_crop: bool, in_memory: bool
     ) -> None:
-        self.trials, self.paths, self.num_samples, self.training = trials, paths, num_samples, training
+        self.trials, self.paths, self.num_samples, self.random_crop = trials, paths, num_samples, random_crop
         self.ids = [trial.id for trial in trials]
         told = [name for name in FACTS[2:] if any(getattr(trial, name) != "-" for trial in trials)]
         self._told = (*FACTS[:2], *told)
@@ -40,7 +40,7 @@ class SpoofingTrials(Utterances):
         """Read one trial."""
         wave = self.wave(index)
         if self.num_samples is not None:
-            wave = fixed_length(wave, self.num_samples, generator if self.training else None)
+            wave = fixed_length(wave, self.num_samples, generator if self.random_crop else None)
         return {**self.facts(index), "wave": wave}
 
     def facts(self, index: int) -> Item:
