@@ -117,13 +117,13 @@ class RunFolder:
     @property
     def standalone_config(self) -> dict[str, Any]:
         """The config with a model that needs no pretrained weights, as the run's checkpoints hold them all."""
-        path = self.path / "checkpoints" / "model.json"
+        path = self.path / "model.json"
         own = {"model": json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
         return {**self.config, **own}
 
     def keep_model(self, section: dict[str, Any]) -> None:
         """Store the model section of `standalone_config`."""
-        write_text(self.path / "checkpoints" / "model.json", json.dumps(section, indent=1))
+        write_text(self.path / "model.json", json.dumps(section, indent=1))
 
     def calibrate(self, calibration: dict[str, Any]) -> None:
         """Store a calibration beside the checkpoint it belongs to."""

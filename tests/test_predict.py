@@ -96,7 +96,7 @@ def test_a_run_that_judges_whole_utterances_does_so_up_to_16_s(trained: Path, sp
     whole.eval_samples = None
     piece = speech[: RATE * 10]
     with torch.inference_mode():
-        expected = whole.scores(whole(torch.from_numpy(piece)[None])).item()
+        expected = whole(torch.from_numpy(piece)[None]).item()
     found = infer(whole, piece)
     assert found["score"] == pytest.approx(expected, abs=1e-6)
     assert (found["num_windows"], found["judged_s"]) == (1, 10.0)

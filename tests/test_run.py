@@ -63,7 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
 
 
 def test_a_run_folder_holds_what_the_design_says(finished: Path):
-    for name in ("config.yaml", "command.txt", "code.json", "run.log", "metrics.csv", "metrics.json"):
+    for name in ("config.yaml", "model.json", "command.txt", "code.json", "run.log", "metrics.csv", "metrics.json"):
         assert (finished / name).stat().st_size > 0
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {
         "best.ckpt",

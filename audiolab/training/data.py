@@ -129,9 +129,9 @@ class SpeechData(L.LightningDataModule, ABC):
         """Audio files in all sets that are in use; a cap given as a share refers to it."""
 
     @property
-    @abstractmethod
     def draws_windows(self) -> bool:
         """Whether the waveform of a training item differs from epoch to epoch, augmentation aside."""
+        return True
 
     @abstractmethod
     def context(self, set_name: str) -> dict[str, Any]:
