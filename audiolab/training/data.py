@@ -93,10 +93,10 @@ class SpeechData(L.LightningDataModule, ABC):
         num_workers: int,
         on_bad_audio: Literal["raise", "skip"],
         max_bad_audio: float,
-        feature_cache: str | None,
-        feature_cache_dtype: Literal["float32", "float16"],
         seed: int = 0,
         augment: Augment | None = None,
+        feature_cache: str | None = None,
+        feature_cache_dtype: Literal["float32", "float16"] = "float32",
     ) -> None:
         super().__init__()
         for name, value, least in (

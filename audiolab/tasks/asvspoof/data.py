@@ -78,10 +78,10 @@ class SpoofingData(SpeechData):
             num_workers,
             on_bad_audio,
             max_bad_audio,
-            feature_cache,
-            feature_cache_dtype,
             seed,
             augment,
+            feature_cache,
+            feature_cache_dtype,
         )
         check_conditions(conditions)
         self.corpus = _open(layout, root, subset, corpora)
