@@ -35,7 +35,7 @@ def from_yaml(name, *overrides, device="cpu"):
 @pytest.mark.parametrize(
     ("name", "total", "trainable"),
     [
-        ("texture", 39_515, 39_515),
+        ("texture", 92_555, 92_555),
         ("sinc_small", 28_789, 28_789),
         ("sinc_mamba", 1_471_941, 1_471_941),
         ("dual_stream_tiny", 59_580, 54_524),

@@ -72,7 +72,7 @@ def test_sections_are_checked_against_the_classes_they_build(overrides: list[str
         (["optimizer.lr=-1"], "give a positive rate"),
         (["trainer.precision=fp7"], "trainer.precision='fp7' does not fit Trainer: expected 64, 32, 16"),
         (["trainer.accelerator=mps"], "trainer options cannot be used here"),
-        (["model.front_end.num_bands=7"], "num_bands=7 does not divide"),
+        (["model.front_end.window_samples=[50]"], "50 samples does not divide"),
         (["trainer.devices=0"], "trainer.devices=0 is unknown"),
         (["trainer.max_epochs=0"], "whole number from 1 up"),
         (["monitor.metric=dev/foo"], "is never measured: there are dev/eer"),
