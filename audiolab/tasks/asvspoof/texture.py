@@ -51,7 +51,7 @@ class TextureStream(nn.Module):
         lags: Sequence[int] = (1, 2, 3, 4, 6, 8, 12, 16),
         segment_s: float | None = None,
         segment_hop_s: float = 0.2,
-        inactive_share: float = 0.3,
+        inactive_share: float = 0.45,
         sample_rate: int = 16_000,
     ) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class TextureFrontEnd(FrontEnd):
         lags: Sequence[int] = (1, 2, 3, 4, 6, 8, 12, 16),
         segment_s: float | None = None,
         segment_hop_s: float = 0.2,
-        inactive_share: float = 0.3,
+        inactive_share: float = 0.45,
         hidden: int = 128,
         feature_noise: float = 0.5,
         dropout: float = 0.3,
