@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,8 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
 
     Raises InputError for options that do not fit this machine or one another.
     """
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
+    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # frozen parts are so on purpose
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         for handler in list(logging.getLogger(name).handlers):
             if not isinstance(handler, logging.FileHandler):  # repeats lines under Hydra and buries ours
@@ -200,9 +203,11 @@ def write_bad_audio(data: SpeechData, folder: Path) -> None:
         print(f"{len(data.bad_audio.skipped)} unreadable files were left out: {folder / 'bad_audio.csv'}")
 
 
-def write_results(folder: Path, results: dict[str, dict[str, float]]) -> None:
-    """Write metrics.json of an evaluation outside a run."""
-    write_text(folder / "metrics.json", json.dumps(results, indent=1))
+def write_results(folder: Path, results: dict[str, dict[str, float]], *, add: bool = False) -> None:
+    """Write metrics.json of an evaluation outside a run; with `add` the other sets that it holds already stay."""
+    path = folder / "metrics.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if add and path.is_file() else {}
+    write_text(path, json.dumps({**before, **results}, indent=1))
 
 
 def evaluation_of(trainer: L.Trainer) -> Evaluation:
@@ -223,7 +228,6 @@ def plan(config: dict[str, Any]) -> None:
     (data, task), clock = prepare(config), StepClock()
     few = {"max_epochs": -1, "max_steps": TIMED_STEPS + 2, "limit_val_batches": 0, "accumulate_grad_batches": 1}
     one = {"devices": 1, "strategy": "auto", "logger": False, "enable_checkpointing": False}
-    few["max_time"] = {"seconds": 30}
     trainer = make_trainer(config, callbacks=[clock], **few, **one)
     print_plan(config, task, data, trainer, clock)
 
@@ -237,9 +241,8 @@ def report(run: RunFolder) -> None:
     headline = builder.locate(run.config["module"]["_target_"]).headline
     print_breakdowns(results, headline)
     terminal.print(results_table(results, headline, f"{run.config['task']}: {run.path}"))
-    plots = sorted((run.path / "plots").glob("*.png"))
     terminal.print(
-        f"scores  {run.path / 'scores'}\nplots   {', '.join(str(path) for path in plots)}",
+        f"scores  {run.path / 'scores'}\nplots   {run.path / 'plots'}",
         highlight=False,
         soft_wrap=True,
     )

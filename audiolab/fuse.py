@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def fuse(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[s
             raise InputError(
                 f"{name} is a run of {run.config['task']}, {names[0]} of {first.config['task']}: fuse runs of one task"
             )
-    folder = Path(out) if out else first.path.parent / f"fused_{names[0]}_and_{len(names) - 1}_more"
+    folder = Path(out) if out else first.path.parent / f"fused_{_joint_name(folders)}"
     check_writable(folder)
     task = build.locate(first.config["module"]["_target_"])
 
@@ -75,6 +76,8 @@ def fuse(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[s
             sets[key] = tables
 
     write_text(folder / "weights.json", json.dumps({**fusion, "fitted_on": sorted(dev[names[0]])}, indent=1))
+    for line in task.fusion_in_words(fusion):
+        print(line)
     results = {}
     for key, tables in sets.items():
         label = key.replace("/", "-")
@@ -92,6 +95,12 @@ def fuse(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[s
         engine.print_headline({FUSION: systems[FUSION]}, task)
     print(f"scores, plots and weights: {folder}")
     return results
+
+
+def _joint_name(folders: Mapping[str, RunFolder]) -> str:
+    """Name a fusion after its runs: another set of runs is another name, however alike their folders' names are."""
+    digest = hashlib.blake2b("\n".join(str(run.path.resolve()) for run in folders.values()).encode(), digest_size=3)
+    return f"{'+'.join(folders).replace('/', '-')[:80]}_{digest.hexdigest()}"
 
 
 def dev_sets(run: RunFolder) -> dict[str, Path]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,20 +49,29 @@ def test(
     if sets:
         data.choose_test_sets(list(sets))
     data.setup("test")
-    label = (conf.value_of(overrides, "data") or "own").replace("/", "-")
-    root = conf.value_of(overrides, "data.root")
-    folder = Path(out) if out else run.path / "tests" / (f"{label}-{Path(root).name}" if root else label)
+    folder = Path(out) if out else run.path / "tests" / _label(config["data"], overrides)
     trainer = engine.build_trainer(config, folder, run, training=False)
     evaluation = engine.evaluation_of(trainer)
     evaluation.calibration = run.calibration
     trainer.test(task, data, verbose=False)
     results = evaluation.results
     engine.print_breakdowns(results, task.headline)
-    engine.write_results(folder, results)
+    engine.write_results(folder, results, add=out is None)
     engine.write_bad_audio(data, folder)
     engine.print_headline(results, type(task))
     print(f"scores and plots: {folder}")
     return results
+
+
+def _label(data: dict[str, Any], overrides: Sequence[str]) -> str:
+    """Name an evaluation after its data; other data, or other options of how it is read, have another name."""
+    from pathlib import Path
+
+    chosen = (conf.value_of(overrides, "data") or "own").replace("/", "-")
+    root = conf.value_of(overrides, "data.root")
+    where = {**data, "root": str(Path(data["root"]).expanduser().resolve()) if data.get("root") else None}
+    digest = hashlib.blake2b(json.dumps(where, sort_keys=True).encode(), digest_size=3).hexdigest()
+    return "-".join([chosen, *([Path(root).name] if root else []), digest])
 
 
 def test_config(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -103,8 +103,11 @@ def test_a_run_that_judges_whole_utterances_does_so_up_to_16_s(trained: Path, sp
     longer = infer(whole, speech[: RATE * 17], windows=True)
     assert longer["windows"][0]["end_s"] == 64600 / RATE
     assert longer["windows"][-1]["end_s"] == 17.0
-    shortest = infer(whole, piece[3000 : 3000 + whole.model.min_samples // 3])
-    assert math.isfinite(shortest["score"])
+    assert math.isfinite(infer(whole, piece[3000 : 3000 + RATE // 10])["score"])
+    with pytest.raises(InputError, match="0.050 s is too short to judge"):
+        infer(whole, piece[: RATE // 20])
+    with pytest.raises(InputError, match="and a rate"):
+        whole.infer(torch.from_numpy(piece), 0)
 
 
 # ---- windows
@@ -257,7 +260,7 @@ def odd_folder(tmp_path: Path, eval_files: list[Path]) -> Path:
     soundfile.write(folder / "new\nline.wav", wave, RATE)
     soundfile.write(folder / "8k.wav", read_audio(eval_files[0], sample_rate=8000)[0], 8000)
     soundfile.write(folder / "44k.WAV", read_audio(eval_files[0], sample_rate=44100)[0], 44100)
-    soundfile.write(folder / "short.wav", wave[4000:4100], RATE)
+    soundfile.write(folder / "short.wav", wave[4000:6000], RATE)
     (folder / "plain.wav").rename(folder / "not-utf8-\udcff.wav")  # the byte 0xff
     soundfile.write(folder / "silence.wav", np.zeros(8000), RATE)
     (folder / "broken.flac").write_bytes(eval_files[0].read_bytes()[:500])
@@ -283,7 +286,8 @@ def test_files_of_every_kind_and_name(
         tolerance = 1e-4 if name not in ("8k.wav", "44k.WAV") else 10.0  # another bandwidth is another sound
         assert float(rows[name]["score"]) == pytest.approx(expected, abs=tolerance), name
         assert rows[name]["status"] == "ok" and not rows[name]["error"]
-    assert float(rows["short.wav"]["judged_s"]) == pytest.approx(100 / RATE, abs=1e-3)
+    assert float(rows["short.wav"]["judged_s"]) == pytest.approx(2000 / RATE, abs=1e-3)
+    assert shown.count("at 8000 Hz it has nothing above 4 kHz") == 1
     for name in bad:
         assert rows[name]["status"] == "error" and not rows[name]["score"]
     assert "silent" in rows["silence.wav"]["error"]

@@ -24,6 +24,7 @@ def score_curve(
     threshold: float | None,
     below: str,
     score_label: str,
+    title: str = "",
 ) -> Figure:
     """Draw the waveform's envelope above and the score of each window, at its middle, below; NaN leaves a gap.
 
@@ -37,6 +38,7 @@ def score_curve(
     """
     figure = Figure(figsize=(9.0, 4.2), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize="medium")
     above, curve = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.8))
     num_columns = min(MAX_COLUMNS, len(envelope))
     edges = np.linspace(0, len(envelope), num_columns, endpoint=False).astype(int)

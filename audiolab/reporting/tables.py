@@ -65,9 +65,8 @@ def results_table(results: Mapping[str, Mapping[str, float]], headline: Mapping[
     for set_name in results:
         table.add_column(set_name, justify="right")
     for name, form in headline.items():
-        shown = [metrics if quoted(metrics, name) else {} for metrics in results.values()]
-        if any(shown):
-            table.add_row(_label(form), *(_value(metrics, name, _form(form)) for metrics in shown))
+        if any(name in metrics for metrics in results.values()):
+            table.add_row(_label(form), *(_value(metrics, name, _form(form)) for metrics in results.values()))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -221,12 +222,13 @@ class SpeechData(L.LightningDataModule, ABC):
 
     def _loader(self, dataset: Utterances, batches: TrainBatches | EvalBatches) -> DataLoader:
         dataset.seed = self.seed
+        num_workers = min(self.num_workers, len(os.sched_getaffinity(0)) if self.num_workers else 0)
         return DataLoader(
             dataset,
             batch_sampler=batches,
             collate_fn=collate,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=num_workers,  # more than there are processors only slow each other down
+            persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self.seed),  # its own: the loader must not move the global one
         )

@@ -14,10 +14,11 @@ from audiolab.training.data import SpeechData
 from audiolab.training.task import Task
 
 TIMED_STEPS = 20
+_PATIENCE_S = 30.0  # after that, two steps are enough
 
 
 class StepClock(L.Callback):
-    """Notes when each training step ends."""
+    """Notes when each training step ends; stops when steps are slow and there are two intervals to go by."""
 
     def __init__(self) -> None:
         self.stamps_s: list[float] = []
@@ -27,6 +28,8 @@ class StepClock(L.Callback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.stamps_s.append(time.perf_counter())
+        if len(self.stamps_s) > 2 and self.stamps_s[-1] - self.stamps_s[0] > _PATIENCE_S:
+            trainer.should_stop = True
 
 
 def print_plan(config: dict[str, Any], task: Task, data: SpeechData, trainer: L.Trainer, clock: StepClock) -> None:

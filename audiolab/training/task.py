@@ -151,6 +151,11 @@ class Task(L.LightningModule, ABC):
         return None
 
     @classmethod
+    def fusion_in_words(cls, fusion: Mapping[str, Any]) -> list[str]:
+        """Return the lines that tell a user what `fusion` fitted."""
+        return []
+
+    @classmethod
     def fused(cls, tables: Mapping[str, pd.DataFrame], fusion: Mapping[str, Any]) -> pd.DataFrame:
         """Apply what `fusion` fitted to the rows of another set."""
         raise InputError("this task has no fusion of systems")

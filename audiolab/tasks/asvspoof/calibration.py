@@ -47,6 +47,18 @@ def fusion_of(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     return {"weights": weights, "offset": fitted.offset, "p_bonafide": _P_BONAFIDE}
 
 
+def fusion_in_words(fusion: Mapping[str, Any]) -> list[str]:
+    """Return one line with the weights, and a warning for each negative one."""
+    weights = fusion["weights"]
+    terms = " + ".join(f"{weight:.3f} x {name}" for name, weight in weights.items())
+    lines = [f"fusion, fitted on dev: {terms} + {fusion['offset']:.3f}"]
+    return lines + [
+        f"the weight of {name} is negative: beside the others it adds little, and the fusion may be worse without dev"
+        for name, weight in weights.items()
+        if weight < 0
+    ]
+
+
 def fused_of(tables: Mapping[str, pd.DataFrame], fusion: Mapping[str, Any]) -> pd.DataFrame:
     """Return the first system's table with the fused score, a log-likelihood ratio already."""
     first = next(iter(tables.values()))

@@ -60,9 +60,10 @@ def figures_of(table: pd.DataFrame, metrics: dict[str, float]) -> dict[str, Figu
     genuine, score = columns_of(table)
     set_name = table.attrs.get("set", "scores")
     systems = {set_name: (score[genuine], score[~genuine])}
-    if varies(table, "corpus"):
-        for name in dict.fromkeys(table["corpus"]):
-            here = (table["corpus"] == name).to_numpy()
+    parts = "corpus" if varies(table, "corpus") else "codec" if table.attrs.get("codec_word") == "condition" else None
+    if parts and table[parts].nunique() > 1:
+        for name in dict.fromkeys(table[parts]):
+            here = (table[parts] == name).to_numpy()
             systems[name] = (score[genuine & here], score[~genuine & here])
     figures = {
         "det": det_plot(systems, title=f"DET, {set_name}"),

@@ -20,6 +20,7 @@ from audiolab.tasks.asvspoof.trials import SAMPLE_RATE_HZ
 
 WINDOW_SAMPLES = 64_600  # 4.04 s, the field's window: of runs that judge whole utterances, where none is given
 WHOLE_WINDOWS = 4  # such a run judges a recording of up to so many windows (16 s) as one utterance
+SHORTEST_S = 0.1  # less than a syllable
 QUIET_DB = 40.0  # a window so far below the loudest one has no speech in it, only what lies between
 FRAME_SAMPLES = 160  # 10 ms: resolution of the picture's waveform
 
@@ -124,10 +125,14 @@ def judge(
 
     `score` maps waveforms (batch, time) to scores (batch,). A recording shorter than a window is repeated to
     `eval_samples` as in the evaluation (or to `min_samples`, below which the model cannot judge). Windows of digital
-    silence, and those 40 dB below the loudest, are left out. Raises InputError for a recording that is silent, and for
-    scores that are not finite.
+    silence, and those 40 dB below the loudest, are left out. Raises InputError for a recording that is silent
+    or shorter than a syllable, and for scores that are not finite.
     """
     num_samples = recording.num_samples(SAMPLE_RATE_HZ)
+    if num_samples < SHORTEST_S * SAMPLE_RATE_HZ:
+        raise InputError(
+            f"the recording of {num_samples / SAMPLE_RATE_HZ:.3f} s is too short to judge: give {SHORTEST_S} s or more"
+        )
     window, hop, repeat = windowing.samples(num_samples, eval_samples, min_samples)
     peaks: list[np.ndarray] = []
     starts, ends, levels, scores = [], [], [], []

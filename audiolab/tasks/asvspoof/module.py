@@ -18,7 +18,7 @@ from torch import Tensor
 from audiolab.audio.level import normalize_rms
 from audiolab.audio.recording import Recording
 from audiolab.errors import InputError
-from audiolab.tasks.asvspoof.calibration import calibration_of, fused_of, fusion_of
+from audiolab.tasks.asvspoof.calibration import calibration_of, fused_of, fusion_in_words, fusion_of
 from audiolab.tasks.asvspoof.evaluation import comparison_of, figures_of, metrics_of, score_files_of
 from audiolab.tasks.asvspoof.inference import Judged, Windowing, judge
 from audiolab.tasks.asvspoof.losses import Criterion
@@ -202,6 +202,11 @@ class SpoofingDetection(Task):
         return fusion_of(tables)
 
     @classmethod
+    def fusion_in_words(cls, fusion: Mapping[str, Any]) -> list[str]:
+        """Tell the weights, and a system that the development scores would rather subtract."""
+        return fusion_in_words(fusion)
+
+    @classmethod
     def fused(cls, tables: Mapping[str, pd.DataFrame], fusion: Mapping[str, Any]) -> pd.DataFrame:
         """Return the weighted sum of the systems' scores, a log-likelihood ratio: `calibration.fused_of`."""
         return fused_of(tables, fusion)
@@ -240,7 +245,7 @@ class SpoofingDetection(Task):
     ) -> Prediction:
         """Score a recording and say which class it is: `verdict.interpret`."""
         judged = self._judge(recording, Windowing(window_s, hop_s, batch_size))
-        return interpret(judged, known, prior or DEFAULT_PRIOR, curves=curves)
+        return interpret(judged, recording.sample_rate, known, prior or DEFAULT_PRIOR, curves=curves)
 
     @classmethod
     def add_predict_options(cls, parser: argparse.ArgumentParser) -> None:

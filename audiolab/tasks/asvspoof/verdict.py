@@ -14,6 +14,7 @@ from audiolab.errors import InputError
 from audiolab.reporting.curve import score_curve
 from audiolab.tasks.asvspoof.inference import Judged
 from audiolab.tasks.asvspoof.protocols import BONAFIDE, SPOOF
+from audiolab.tasks.asvspoof.trials import SAMPLE_RATE_HZ
 from audiolab.training.task import Known, Prediction
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ COLUMNS: dict[str, type] = {
     "probability_bonafide": float,
     "threshold": float,
     "duration_s": float,
+    "sample_rate": int,
     "judged_s": float,
     "num_windows": int,
     "num_silent": int,
@@ -89,9 +91,12 @@ def _is_calibrated(known: Known) -> bool:
     return known.calibration is not None and known.calibration["scale"] > 0
 
 
-def interpret(judged: Judged, known: Known, prior: float, *, curves: bool) -> Prediction:
-    """Say in words which class a recording is and where it sounds least bona fide; with its curve where asked for."""
-    values = judged.values()
+def interpret(judged: Judged, sample_rate: int, known: Known, prior: float, *, curves: bool) -> Prediction:
+    """Say in words which class a recording is and where it sounds least bona fide; with its curve where asked for.
+
+    A recording at less than the model's rate has no sound in the upper bands, which the sentence warns of.
+    """
+    values = {**judged.values(), "sample_rate": sample_rate}
     values |= decide(values["score"], known, prior)
     curve = curve_table(judged, known, prior)
     values["num_spoof"] = int((curve["verdict"] == SPOOF).sum()) if values["verdict"] else None
@@ -110,6 +115,10 @@ def interpret(judged: Judged, known: Known, prior: float, *, curves: bool) -> Pr
         )
     if values["num_silent"]:
         sentence += f"; {values['num_silent']} silent windows left out"
+    if sample_rate < SAMPLE_RATE_HZ:
+        sentence += f"; at {sample_rate} Hz it has nothing above {sample_rate / 2000:g} kHz: trust this less"
+    if curves and values["num_windows"] == 1:
+        sentence += "; one window, no curve"
     files = {}
     if curves and values["num_windows"] > 1:
         threshold = values["threshold"]
@@ -123,6 +132,7 @@ def interpret(judged: Judged, known: Known, prior: float, *, curves: bool) -> Pr
             threshold=threshold,
             below="spoof",
             score_label="Score (high: bona fide)",
+            title=f"{word}: mean score {values['score']:.3f}",
         )
     return Prediction({name: values[name] for name in COLUMNS}, sentence, files)
 

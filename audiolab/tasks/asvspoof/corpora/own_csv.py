@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from audiolab.errors import InputError
 from audiolab.tasks.asvspoof.corpora.base import Corpus, TrialSet, locate
 from audiolab.tasks.asvspoof.protocols import Trial, read_own_csv
 
@@ -21,6 +22,8 @@ class OwnCsv(Corpus):
 
     def protocol(self, set_name: str) -> Path:
         """Return the file."""
+        if not self.root.exists():
+            raise InputError(f"data.root={self.root} does not exist: give {self.needs}")
         if not self.root.is_file():
             raise self.wrong_root("trial list, it is a folder" if self.root.is_dir() else "trial list")
         return self.root
