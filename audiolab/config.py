@@ -101,8 +101,8 @@ def expand(overrides: Sequence[str]) -> tuple[list[list[str]], list[str]]:
         raise InputError(f"this sweep cannot be expanded: {error}") from error
 
 
-def compose(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
-    """Compose conf/run.yaml with overrides into a resolved plain dict.
+def compose(overrides: Sequence[str], config_dir: str | None = None, *, gaps: bool = False) -> dict[str, Any]:
+    """Compose conf/run.yaml with overrides into a resolved plain dict; with `gaps`, missing values stay `???`.
 
     Raises InputError, one sentence with the nearest valid name, for an unknown group, name or option, for a value that
     cannot be read and for a mandatory value that is missing.
@@ -128,16 +128,20 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> dict[str
     try:
         config = _hydra(overrides, folders)
         missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
+        if missing and not gaps:
             raise InputError(f"{missing[0]} has no value: give {missing[0]}=...")
-        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+        return OmegaConf.to_container(config, resolve=not missing)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, parsed, overrides, folders) from error
 
 
-def compose_run(overrides: Sequence[str], name: str, config_dir: str | None = None) -> dict[str, Any]:
+def compose_run(
+    overrides: Sequence[str], name: str, config_dir: str | None = None, *, gaps: bool = False
+) -> dict[str, Any]:
     """Compose the plain dict of one run named `name`; a job of a sweep is named `<sweep>/<job>`."""
-    config = compose([text for text in overrides if not text.startswith(("name=", "hydra.", "hydra/"))], config_dir)
+    config = compose(
+        [text for text in overrides if not text.startswith(("name=", "hydra.", "hydra/"))], config_dir, gaps=gaps
+    )
     config = {"logger": None, "callbacks": None, **config}  # logger=[] leaves nothing behind
     return {**config, "name": name, "recipe": config["recipe"] or default_recipe(overrides)}
 

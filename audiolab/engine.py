@@ -224,12 +224,24 @@ def load_task(run: RunFolder) -> Task:
 
 
 def plan(config: dict[str, Any]) -> None:
-    """Print what a run would cost, with a few timed steps on one device; nothing is kept or written."""
+    """Print what a run would cost, with a few timed steps on one device; nothing is kept or written.
+
+    Pretrained weights are not read where the config says what the model is: neither size nor time depends on them.
+    """
+    config = {**config, "model": _bare(config["model"])}
     (data, task), clock = prepare(config), StepClock()
     few = {"max_epochs": -1, "max_steps": TIMED_STEPS + 2, "limit_val_batches": 0, "accumulate_grad_batches": 1}
     one = {"devices": 1, "strategy": "auto", "logger": False, "enable_checkpointing": False}
     trainer = make_trainer(config, callbacks=[clock], **few, **one)
     print_plan(config, task, data, trainer, clock)
+
+
+def _bare(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a model section without pretrained weights, as far as it can be built without."""
+    bare = {key: _bare(value) if _is_class(value) else value for key, value in section.items()}
+    if "pretrained" in bare and bare.get("config", {}) is not None:
+        bare["pretrained"] = None
+    return bare
 
 
 def report(run: RunFolder) -> None:

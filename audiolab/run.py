@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     name = conf.value_of(overrides, "name") or f"{recipe.replace(',', '+')}-{datetime.now():%Y%m%d-%H%M%S}"
     conf.check_name(name)
     if "multirun" not in flags:
-        config = conf.compose_run(overrides, name, config_dir)
+        config = conf.compose_run(overrides, name, config_dir, gaps="cfg" in flags)
         if "cfg" in flags:
             from omegaconf import OmegaConf
 

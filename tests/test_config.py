@@ -198,3 +198,8 @@ def test_sweeps_expand_to_named_jobs():
         "model-asvspoof-b_seed-0",
         "model-asvspoof-b_seed-1",
     ]
+
+
+def test_the_configuration_of_a_recipe_can_be_looked_at_without_a_corpus(capsys: pytest.CaptureFixture[str]):
+    assert main(["experiment=asvspoof/phase4", "--cfg"]) == 0
+    assert "root: ???" in capsys.readouterr().out

@@ -425,3 +425,25 @@ def test_plan_trains_and_writes_nothing(tiny_la: Path, tmp_path: Path, capsys: p
     for word in ("trainable", "group rest", "optimiser steps", "seconds a batch", "peak memory", "disk"):
         assert word in shown
     assert not (tmp_path / "out").exists()
+
+
+def test_plan_needs_no_pretrained_weights(tiny_la: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tiny = ["model=asvspoof/dual_stream_tiny", f"model.front_end.ssl.pretrained={tmp_path / 'nowhere'}"]
+    assert run.main([*options(tiny_la, tmp_path, "plan=true"), *tiny]) == 0
+    shown = capsys.readouterr().out
+    assert "59,580" in shown and "nan" not in shown
+
+
+def test_tests_on_other_data_of_the_same_name_have_other_folders(finished: Path, tiny_la: Path, tmp_path: Path):
+    from audiolab.test import test as evaluate
+
+    for name in ("a", "b"):
+        shutil.copytree(tiny_la, tmp_path / name / "corpus")
+        evaluate(finished, [f"data.root={tmp_path / name / 'corpus'}", "data.num_workers=0"])
+    folders = sorted((finished / "tests").glob("own-corpus-*"))
+    assert len(folders) == 2
+    conditions = [f"data.root={tmp_path / 'a' / 'corpus'}", "data.num_workers=0", "data.conditions=[none,g711_alaw]"]
+    for sets in (["eval"], ["conditions"]):
+        evaluate(finished, conditions, sets=sets)
+    both = next(path for path in (finished / "tests").glob("own-corpus-*") if path not in folders)
+    assert set(json.loads((both / "metrics.json").read_text())) == {"eval", "conditions"}

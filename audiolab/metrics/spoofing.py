@@ -82,7 +82,7 @@ class SpoofingMetrics:
         ['EER 100.00 % is above 50 %; with the sign of the scores turned it is 0.00 %: check which class scores high.']
         """
         sentences = []
-        if self.eer_negated is not None:
+        if self.eer_negated is not None and self.eer_negated < self.eer:
             sentences.append(
                 f"EER {100 * self.eer:.2f} % is above 50 %; with the sign of the scores turned it is "
                 f"{100 * self.eer_negated:.2f} %: check which class scores high."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -176,7 +177,7 @@ class SpoofingData(SpeechData):
         require_both_classes(trials, str(source))
         if self.published_size:
             for sentence in self.corpus.size_differences(set_name, trials):
-                log.warning("%s (data.published_size=false stops this line)", sentence)
+                _warn_once(f"{sentence} (data.published_size=false stops this line)")
         training = set_name == "train"
         length = self.crop_samples if training else self.eval_samples
         drawn = training and self.random_crop
@@ -218,6 +219,11 @@ class SpoofingData(SpeechData):
         title, there = self.corpus.title, self.corpus.sets
         if "train" not in there:
             own = self.corpus.choice if isinstance(self.corpus, Corpus) else "pooled"
+            if own == "csv":
+                raise InputError(
+                    f"{self.corpus.root} has no training set: give it a column set with train, dev and perhaps eval, "
+                    "or test a run on it with python -m audiolab.test <run> data=asvspoof/csv data.root=..."
+                )
             raise InputError(
                 f"{title} has no training set: train on another corpus (data=asvspoof/la2019 data.root=...) and test "
                 f"the run on this one with python -m audiolab.test <run> data=asvspoof/{own} ..."
@@ -254,6 +260,12 @@ class DemoData(SpoofingData):
                 "for a corpus of yours choose data=asvspoof/la2019 data.root=<folder>"
             )
         prepare_demo_corpus(root)
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    """Warn, once a process: a run reads its lists twice, first so that their faults come before anything is written."""
+    log.warning(sentence)
 
 
 def _open(layout: str, root: str | None, subset: str | None, corpora: object) -> Corpus | PooledCorpora:

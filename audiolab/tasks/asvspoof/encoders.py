@@ -110,8 +110,9 @@ def _compare(pretrained: str, stored: dict[str, Any], config: Mapping[str, Any] 
         found = complete.get(key)
         if _plain(found) != _plain(value):
             raise InputError(
-                f"The encoder's config asks for {key}={value!r}, but {pretrained} has {found!r}. Remove the option or "
-                "give other weights."
+                f"The encoder's config asks for {key}={value!r}, but {pretrained} has {found!r}. Set the config "
+                "to null to take the weights' own (model.front_end.config=null, in the dual stream "
+                "model.front_end.ssl.config=null), or give other weights."
             )
 
 
