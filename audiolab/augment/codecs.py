@@ -12,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,9 +19,9 @@ import torch
 from audiolab.audio import pyav_codecs, sndfile_codecs
 from audiolab.audio.resample import resample_tensor
 from audiolab.augment import g711
+from audiolab.augment.rows import Waveforms, as_rows
 from audiolab.errors import InputError
 
-Waveforms = TypeVar("Waveforms", np.ndarray, torch.Tensor)
 _ANY_RATE = ()
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
@@ -131,24 +130,15 @@ def round_trip(waveforms: Waveforms, sample_rate: int, codec: str, num_threads: 
     >>> round_trip(np.array([-1.0, 0.0, 0.3]), 8000, "g711_mulaw").round(3).tolist()
     [-0.98, 0.0, 0.301]
     """
-    is_array = isinstance(waveforms, np.ndarray)
-    tensor: torch.Tensor = torch.from_numpy(np.array(waveforms)) if is_array else waveforms
-    if tensor.ndim not in (1, 2) or tensor.numel() == 0 or not tensor.is_floating_point():
-        raise InputError(
-            f"a codec got waveforms of shape {tuple(tensor.shape)} and type {tensor.dtype}: "
-            "it takes floating-point (time,) or (batch, time) with at least one sample."
-        )
+    wave_bt, restore = as_rows(waveforms, "a codec")
     found = find_codec(codec)
-    working = tensor.dtype if tensor.dtype in (torch.float32, torch.float64) else torch.float32
-    wave_bt = tensor.reshape(-1, tensor.shape[-1]).to(working)
     if wave_bt.device.type == "cpu":  # one by one, so that a row is bit-identical alone and in any batch
         rows = [wave_bt[row : row + 1] for row in range(len(wave_bt))]
         run = partial(_run, sample_rate=sample_rate, codec=found)
         coded_bt = torch.cat(_map(run, rows, num_threads if found.on_array else 1))
     else:
         coded_bt = _run(wave_bt, sample_rate, found, num_threads)
-    coded = coded_bt.reshape(tensor.shape).to(tensor.dtype)
-    return coded.numpy() if is_array else coded
+    return restore(coded_bt)
 
 
 def _run(wave_bt: torch.Tensor, sample_rate: int, codec: Codec, num_threads: int = 1) -> torch.Tensor:

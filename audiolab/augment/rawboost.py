@@ -16,8 +16,8 @@ cache and makes a row bit-identical alone and in any batch; on other devices the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from audiolab.augment.rawboost_params import (
     draw_checked,
     draw_params,
 )
+from audiolab.augment.rows import Waveforms, as_rows
 from audiolab.errors import InputError
 
 __all__ = [
@@ -46,8 +47,6 @@ __all__ = [
     "notch_filter",
     "ssi",
 ]
-
-Waveforms = TypeVar("Waveforms", np.ndarray, torch.Tensor)
 
 
 class RawBoost:
@@ -100,7 +99,7 @@ def apply(waveforms: Waveforms, params: RawBoostParams | Sequence[RawBoostParams
     >>> apply(wave, draw_params(1, 800, np.random.default_rng(0))).shape
     (800,)
     """
-    wave_bt, restore = _rows(waveforms)
+    wave_bt, restore = as_rows(waveforms, "RawBoost")
     num_rows, num_samples = wave_bt.shape
     of_row = [params] * num_rows if isinstance(params, RawBoostParams) else list(params)
     if len(of_row) != num_rows:
@@ -130,7 +129,7 @@ def lnl(waveforms: Waveforms, filters: Sequence[np.ndarray]) -> Waveforms:
     >>> lnl(np.array([0.0, 0.5, 0.0, 0.0]), [np.array([1.0])])
     array([ 0.375, -0.125, -0.125, -0.125])
     """
-    wave_bt, restore = _rows(waveforms)
+    wave_bt, restore = as_rows(waveforms, "RawBoost")
     return restore(_lnl(wave_bt, stack_filters(filters)[None]))
 
 
@@ -142,7 +141,7 @@ def isd(waveforms: Waveforms, positions: np.ndarray, gains: np.ndarray) -> Wavef
     >>> isd(np.array([0.5, 0.5, 0.5]), positions=np.array([1]), gains=np.array([0.2]))
     array([0.5, 0.1, 0.5])
     """
-    wave_bt, restore = _rows(waveforms)
+    wave_bt, restore = as_rows(waveforms, "RawBoost")
     num_samples = wave_bt.shape[-1]
     if len(positions) != len(gains) or np.any(np.asarray(positions) // num_samples):
         raise InputError(
@@ -159,30 +158,11 @@ def ssi(waveforms: Waveforms, noise: np.ndarray, filter_taps: np.ndarray, snr_db
     >>> ssi(wave, noise=np.ones(4), filter_taps=np.array([0.0, 1.0, 0.0]), snr_db=20.0).shape
     (4,)
     """
-    wave_bt, restore = _rows(waveforms)
+    wave_bt, restore = as_rows(waveforms, "RawBoost")
     num_rows, num_samples = wave_bt.shape
     if np.shape(noise) != (num_samples,):
         raise InputError(f"ssi got noise of shape {np.shape(noise)} for {num_samples} samples: give as many of each.")
     return restore(_ssi(wave_bt, [noise] * num_rows, stack_filters([filter_taps])[None], [snr_db] * num_rows))
-
-
-def _rows(waveforms: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
-    """The waveforms as a float32 or float64 tensor (batch, time), and the way back to what was given."""
-    is_array = isinstance(waveforms, np.ndarray)
-    tensor: torch.Tensor = torch.from_numpy(np.array(waveforms)) if is_array else waveforms
-    if tensor.ndim not in (1, 2) or tensor.numel() == 0 or not tensor.is_floating_point():
-        raise InputError(
-            f"RawBoost got waveforms of shape {tuple(tensor.shape)} and type {tensor.dtype}: "
-            "it takes floating-point (time,) or (batch, time) with at least one sample."
-        )
-    working = tensor.dtype if tensor.dtype in (torch.float32, torch.float64) else torch.float32
-
-    def restore(result_bt: torch.Tensor) -> Any:
-        """The result in the shape, dtype and kind of what was given."""
-        result = result_bt.reshape(tensor.shape).to(tensor.dtype)
-        return result.numpy() if is_array else result
-
-    return tensor.reshape(-1, tensor.shape[-1]).to(working), restore
 
 
 def _groups(params: Sequence[RawBoostParams]) -> list[list[int]]:

@@ -90,11 +90,12 @@ def fingerprint(module: nn.Module, *options: object) -> str:
 
 def refuse_cache(data: SpeechData, task: Task) -> None:
     """Raise InputError where cached features would be wrong: what the encoder hears or does changes with the epoch."""
-    reason = task.why_features_change()
     if data.augment is not None:
         reason = "an augmentation changes the waveform in every epoch: choose augment=<task>/none"
     elif data.draws_windows:
         reason = "training windows are drawn anew in every epoch: set data.random_crop=false"
+    else:
+        reason = task.why_features_change()
     if reason:
         raise InputError(f"data.feature_cache cannot be used, {reason}, or set data.feature_cache=null")
 

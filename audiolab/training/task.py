@@ -104,11 +104,11 @@ class Task(L.LightningModule, ABC):
 
     def encode(self, wave_bt: Tensor) -> Tensor:
         """Return the features of the frozen encoder that a cache may keep; batches then have them as `states`."""
-        raise NotImplementedError(self.why_features_change())
+        raise InputError(f"no features can be kept: {self.why_features_change()}")
 
     def encoder_name(self) -> str:
         """Return a name for the encoder's weights and options: `feature_cache.fingerprint`."""
-        raise NotImplementedError(self.why_features_change())
+        raise InputError(f"no features can be kept: {self.why_features_change()}")
 
     @classmethod
     def add_predict_options(cls, parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,27 @@ from torch import Tensor, nn
 from audiolab.errors import InputError
 
 
-class FrontEnd(nn.Module):
+class HoldsEncoder(nn.Module):
+    """What may have a frozen encoder, whose states of a waveform may be kept and given back; here: has none."""
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether `encode` gives the same states for the same waveform throughout the training."""
+        return False
+
+    def encode(self, wave_bt: Tensor) -> Tensor:
+        """Waveform -> states that take its place. Raises InputError where there is no encoder."""
+        raise self._no_encoder()
+
+    def encoder_name(self) -> str:
+        """Return a name for the weights and options behind `encode`. Raises InputError where there is no encoder."""
+        raise self._no_encoder()
+
+    def _no_encoder(self) -> InputError:
+        return InputError(f"{type(self).__name__} has no encoder whose output could be kept")
+
+
+class FrontEnd(HoldsEncoder):
     """Waveform (batch, time) -> frames (batch, frames, dim), or (batch, num_layers, frames, dim) with `num_layers` set.
 
     `encode` is the part of the work that does not depend on anything trained, where there is one: when `is_frozen`, its
@@ -23,19 +43,6 @@ class FrontEnd(nn.Module):
     dim: int
     min_samples: int
     num_layers: int | None = None
-
-    @property
-    def is_frozen(self) -> bool:
-        """Whether `encode` gives the same states for the same waveform throughout the training."""
-        return False
-
-    def encode(self, wave_bt: Tensor) -> Tensor:
-        """Waveform -> states that `forward` takes in the waveform's place. Raises InputError where there are none."""
-        raise InputError(f"{type(self).__name__} has no encoder whose output could be kept")
-
-    def encoder_name(self) -> str:
-        """Return a name for the weights and options behind `encode`. Raises InputError where there is no encoder."""
-        raise InputError(f"{type(self).__name__} has no encoder whose output could be kept")
 
 
 class BackEnd(nn.Module):
@@ -49,12 +56,12 @@ class BackEnd(nn.Module):
     num_layers: int | None = None
 
 
-class SpoofModel(nn.Module, ABC):
+class SpoofModel(HoldsEncoder, ABC):
     """A detector in two halves: `embed` gives one vector (batch, embedding_dim) an utterance, `classify` its logits.
 
     Losses on the embedding (OC-Softmax, SupCon, mixup, adversarial noise) work between the halves. Any length of at
     least `min_samples` works and gives correspondingly many frames; the fixed crops of this task need no padding mask,
-    so there is none. `is_frozen` and `encode` are those of `FrontEnd`.
+    so there is none.
     """
 
     embedding_dim: int
@@ -66,19 +73,6 @@ class SpoofModel(nn.Module, ABC):
     @abstractmethod
     def classify(self, embedding_bd: Tensor) -> Tensor:
         """Embedding -> logits (batch, 2)."""
-
-    @property
-    def is_frozen(self) -> bool:
-        """Whether the model holds an encoder whose states may be kept."""
-        return False
-
-    def encode(self, wave_bt: Tensor) -> Tensor:
-        """Waveform -> states for `embed`. Raises InputError where the model has no encoder."""
-        raise InputError(f"{type(self).__name__} has no encoder whose output could be kept")
-
-    def encoder_name(self) -> str:
-        """Return a name for the weights and options behind `encode`. Raises InputError where there is no encoder."""
-        raise InputError(f"{type(self).__name__} has no encoder whose output could be kept")
 
     def embed(self, wave_bt: Tensor, states: Tensor | None = None) -> Tensor:
         """Waveform, with `states` if `encode` ran before, -> embedding (batch, embedding_dim).

@@ -72,8 +72,11 @@ class Corpus(ABC):
         return ()
 
     def asv_scores(self, set_name: str) -> pd.DataFrame:
-        """Read `asv_files` into the columns attack, key, score and perhaps codec."""
-        raise NotImplementedError
+        """Read `asv_files` into the columns attack, key, score and perhaps codec.
+
+        Raises InputError where the corpus has none.
+        """
+        raise InputError(f"{self.title} has no ASV scores")
 
     def wrong_root(self, looked_for: str) -> InputError:
         """Say that the root is not in this layout, and in which it is if that shows."""
