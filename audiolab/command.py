@@ -1,4 +1,4 @@
-"""How every verb ends: errors for users are one sentence and exit code 2, an interrupt is 130."""
+"""How every verb ends: errors for users are one sentence and exit code 2, failed runs 1, an interrupt is 130."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from audiolab.errors import InputError
+from audiolab.errors import EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PREEMPTED, InputError, Preempted, RunError
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -21,9 +21,12 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         sys.stdout.flush()
     except InputError as error:
         print(f"audiolab: {error}", file=sys.stderr)
-        code = 2
+        code = EXIT_INPUT
+    except RunError as error:
+        print(f"audiolab: {error}", file=sys.stderr)
+        code = EXIT_PREEMPTED if isinstance(error, Preempted) else EXIT_FAILED
     except KeyboardInterrupt:
-        code = 130
+        code = EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from audiolab.errors import InputError
+from audiolab.errors import InputError, OutOfMemory, Preempted, RunError
 
 if TYPE_CHECKING:
     from audiolab.folder import RunFolder
@@ -96,6 +96,7 @@ def in_processes(function: Callable[..., Any], num: int, *arguments: Any) -> Any
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         message = failure.message if isinstance(failure.message, str) else failure.message.get("message", "")
-        if message.startswith("InputError: "):
-            raise InputError(message.removeprefix("InputError: ")) from error
+        for kind in (InputError, RunError, OutOfMemory, Preempted):
+            if message.startswith(f"{kind.__name__}: "):
+                raise kind(message.removeprefix(f"{kind.__name__}: ")) from error
         raise
