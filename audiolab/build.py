@@ -67,6 +67,24 @@ def check_signature(callable_: Any, options: Mapping[str, Any], where: str, give
         raise InputError(f"{where}.{missing[0]} is missing: {name} needs it, give {where}.{missing[0]}=...")
 
 
+def require(section: Any, kind: type, where: str) -> None:
+    """Raise InputError unless every `_target_` of a section, and inside it, is a class of this kind.
+
+    A run folder may come from elsewhere, and building a section calls whatever it names.
+
+    >>> require({"_target_": "os.system", "command": "true"}, dict, "model")
+    Traceback (most recent call last):
+    audiolab.errors.InputError: model._target_=os.system is no dict: it is not called
+    """
+    items = section.items() if isinstance(section, Mapping) else enumerate(section) if isinstance(section, list) else ()
+    for key, value in items:
+        require(value, kind, f"{where}.{key}")
+    if isinstance(section, Mapping) and "_target_" in section:
+        target = locate(section["_target_"], f"{where}._target_")
+        if not (inspect.isclass(target) and issubclass(target, kind)):
+            raise InputError(f"{where}._target_={section['_target_']} is no {kind.__name__}: it is not called")
+
+
 def build(section: Any, **more: Any) -> Any:
     """Build what a section describes, inner sections first; `more` are further arguments of the outermost class."""
     if isinstance(section, list):

@@ -11,23 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from audiolab import build as builder
 from audiolab.errors import InputError
+from audiolab.fine_tuning import check_init, start, starting_model
 from audiolab.folder import RunFolder
 from audiolab.reporting.scores import write_text
 from audiolab.reporting.tables import breakdown_tables, console, headline_lines, results_table
 from audiolab.tracking import close_loggers
 from audiolab.training.calibration import fit_on_dev
-from audiolab.training.checkpoints import load_weights, read_checkpoint
 from audiolab.training.data import SpeechData
 from audiolab.training.evaluation import Evaluation
 from audiolab.training.feature_cache import FeatureCache, refuse_cache
+from audiolab.training.optim import Optimization
 from audiolab.training.plan import TIMED_STEPS, StepClock, print_plan
 from audiolab.training.position import Position
 from audiolab.training.progress import EpochLine, progress_bar
 from audiolab.training.task import Task
+from audiolab.training.weights import load_weights, read_weights, write_weights
+
+log = logging.getLogger(__name__)
 
 _OWN_TRAINER_ARGUMENTS = (
     "callbacks",
@@ -52,6 +57,7 @@ def check(config: dict[str, Any]) -> None:
         for name, section in (config[group] or {}).items():
             builder.check(section, f"{group}.{name}", given=given)
     builder.check_signature(L.Trainer, config["trainer"], "trainer", given=_OWN_TRAINER_ARGUMENTS)
+    check_init(config)
     epochs = config["trainer"].get("max_epochs")
     if not isinstance(epochs, int) or epochs < 1:
         raise InputError(f"trainer.max_epochs={epochs} does not fit: give a whole number from 1 up")
@@ -62,7 +68,8 @@ def check(config: dict[str, Any]) -> None:
 def prepare(config: dict[str, Any]) -> tuple[SpeechData, Task]:
     """Build trainer, model and data and read the protocols once, so that errors come before anything is written."""
     make_trainer(config, logger=False, enable_checkpointing=False)
-    task, data = build_task(config), build_data(config)
+    begun = RunFolder(RunFolder.path_of(config), config).latest_checkpoint is not None
+    task, data = build_task(config) if begun else begin_task(config)[0], build_data(config)
     task.optimization.parameter_groups(task)
     _callbacks(config, Path())
     data.prepare_data()
@@ -80,11 +87,15 @@ def prepare(config: dict[str, Any]) -> tuple[SpeechData, Task]:
 
 def build_data(config: dict[str, Any]) -> SpeechData:
     """Build the DataModule of a config, with its augmentation."""
+    builder.require(config["data"], SpeechData, "data")
     return builder.build(config["data"], seed=config["seed"], augment=builder.build(config["augment"]) or None)
 
 
 def build_task(config: dict[str, Any]) -> Task:
     """Build the LightningModule of a config; weights are drawn from the run's seed."""
+    kinds = {"module": Task, "model": torch.nn.Module, "loss": torch.nn.Module, "optimizer": Optimization}
+    for name, kind in kinds.items():
+        builder.require(config[name], kind, name)
     L.seed_everything(config["seed"], verbose=False)
     return builder.build(
         config["module"],
@@ -92,6 +103,12 @@ def build_task(config: dict[str, Any]) -> Task:
         criterion=builder.build(config["loss"]),
         optimization=builder.build(config["optimizer"]),
     )
+
+
+def begin_task(config: dict[str, Any]) -> tuple[Task, str | None]:
+    """Build the LightningModule of a fresh run as `init` says, with a sentence on where its weights come from."""
+    task = build_task({**config, "model": starting_model(config)})
+    return task, start(task, config)
 
 
 def build_trainer(config: dict[str, Any], folder: Path, run: RunFolder | None, *, training: bool) -> L.Trainer:
@@ -136,16 +153,25 @@ def train(folder: str) -> dict[str, dict[str, float]]:
     """Train a run from where it stands, then evaluate its best checkpoint on development and test sets."""
     run = RunFolder.open(folder)
     with log_to(run.path / "run.log"):
+        if run.is_handed_over:
+            raise InputError(
+                f"{run.path} holds weights without the state of their training, which cannot go on: start a new run "
+                f"from them with init.weights={run.path}"
+            )
         fresh = run.latest_checkpoint is None
-        data, task = build_data(run.config), build_task(run.config if fresh else run.standalone_config)
+        data = build_data(run.config)
+        task, origin = begin_task(run.config) if fresh else (build_task(run.standalone_config), None)
         data.record_folder = run.path
         trainer = build_trainer(run.config, run.path, run, training=True)
         if fresh and trainer.is_global_zero:
             run.keep_model(_standalone(run.config["model"], task.model))
+            if origin:
+                print(origin)
+                log.info(origin)
         finished = False
         try:
             _fit(trainer, task, data, run)
-            load_weights(task, run.best_checkpoint)
+            _keep_best_weights(trainer, task, run)
             results = evaluate(trainer, task, data, run)
             finished = True
         finally:
@@ -154,6 +180,14 @@ def train(folder: str) -> dict[str, dict[str, float]]:
             write_bad_audio(data, run.path)
             run.finish(results)
     return results
+
+
+def _keep_best_weights(trainer: L.Trainer, task: Task, run: RunFolder) -> None:
+    """Load the best checkpoint's weights, and write them alone beside it."""
+    weights = read_weights(run.best_checkpoint)
+    load_weights(task, run.best_checkpoint, weights)
+    if trainer.is_global_zero:
+        write_weights(run.weights_path, weights, run.facts_of(run.best_checkpoint))
 
 
 def _standalone(section: dict[str, Any], module: Any) -> dict[str, Any]:
@@ -217,9 +251,9 @@ def evaluation_of(trainer: L.Trainer) -> Evaluation:
 
 def load_task(run: RunFolder) -> Task:
     """Return the task of a run with its best weights, in eval mode."""
-    state = read_checkpoint(run.best_checkpoint)
+    weights = read_weights(run.best_checkpoint)
     task = build_task(run.standalone_config)
-    load_weights(task, run.best_checkpoint, state)
+    load_weights(task, run.best_checkpoint, weights)
     return task.eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import socket
@@ -14,11 +15,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from audiolab import __version__
 from audiolab import config as conf
 from audiolab.errors import InputError
 from audiolab.reporting.scores import write_text
 
 _PACKAGES = ("torch", "lightning", "hydra-core", "transformers", "numpy", "scipy", "soundfile")
+WEIGHTS = "model.safetensors"  # in checkpoints/, the best weights alone
 _NOT_SAVED = ("plan", "outputs")  # options of the command, not of the run
 
 
@@ -56,13 +59,18 @@ class RunFolder:
             )
         return cls(path, config)
 
+    @staticmethod
+    def path_of(config: dict[str, Any]) -> Path:
+        """Return where a run with these options belongs: outputs/<task>/<name>."""
+        return Path(config["outputs"]) / config["task"] / config["name"]
+
     @classmethod
     def create(cls, config: dict[str, Any]) -> RunFolder:
         """Make outputs/<task>/<name>, or open it when the same run was begun there before.
 
         Raises InputError when the folder belongs to a run with other options.
         """
-        path = Path(config["outputs"]) / config["task"] / config["name"]
+        path = cls.path_of(config)
         saved = {key: value for key, value in config.items() if key not in _NOT_SAVED}
         if path.exists() and any(path.iterdir()):
             run = cls.open(path)
@@ -88,7 +96,7 @@ class RunFolder:
     @classmethod
     def join(cls, config: dict[str, Any], patience_s: float = 60.0) -> RunFolder:
         """Open the folder that rank 0 of the same torchrun or srun job is making."""
-        path = Path(config["outputs"]) / config["task"] / config["name"]
+        path = cls.path_of(config)
         deadline_s = time.monotonic() + patience_s
         while not (path / "config.yaml").is_file():
             if time.monotonic() > deadline_s:
@@ -131,16 +139,38 @@ class RunFolder:
 
     @property
     def best_checkpoint(self) -> Path:
-        """The checkpoint to evaluate and apply: `average.ckpt`, else `best.ckpt`, else `last.ckpt`.
+        """What to evaluate and apply: `average.ckpt`, `best.ckpt`, the weights alone of one of them, else `last.ckpt`.
 
         Raises InputError when there is none.
         """
-        for name in ("average.ckpt", "best.ckpt", "last.ckpt"):
+        for name in ("average.ckpt", "best.ckpt", WEIGHTS, "last.ckpt"):
             if (self.path / "checkpoints" / name).is_file():
                 return self.path / "checkpoints" / name
         raise InputError(
             f"{self.path} has no checkpoint yet: finish its training with python -m audiolab.resume {self.path}"
         )
+
+    @property
+    def weights_path(self) -> Path:
+        """Where the weights of the best checkpoint are kept alone."""
+        return self.path / "checkpoints" / WEIGHTS
+
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether there are weights to apply but no state of the training: what `audiolab.export` makes."""
+        return self.weights_path.is_file() and self.latest_checkpoint is None
+
+    @property
+    def portable_config(self) -> dict[str, Any]:
+        """The config without folders of this machine: of an absolute path its last name is left."""
+        return _without_folders(self.config)
+
+    def facts_of(self, checkpoint: Path) -> dict[str, str]:
+        """Return what goes with weights as text: task, recipe, name, version, digest of the portable config, origin."""
+        config = self.portable_config
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        own = {key: str(config.get(key)) for key in ("task", "recipe", "name")}
+        return {**own, "audiolab": __version__, "config_sha256": digest, "checkpoint": checkpoint.name}
 
     @property
     def latest_checkpoint(self) -> Path | None:
@@ -169,6 +199,16 @@ def code_facts() -> dict[str, Any]:
         "host": socket.gethostname(),
         "platform": platform.platform(),
     }
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
+        return Path(value).name
+    return value
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from audiolab.command import run_command
 from audiolab.errors import InputError
@@ -114,7 +114,24 @@ def dev_sets(run: RunFolder) -> dict[str, Path]:
             f"{run.path} has no checkpoints/calibration.json, which names its development sets: it is of a task "
             "without calibration or was made before there was one; train it again"
         )
-    return {name: run.path / "scores" / f"{name}.csv" for name in sorted(calibration["sets"])}
+    return {name: _dev_scores(run, name, calibration) for name in sorted(calibration["sets"])}
+
+
+def _dev_scores(run: RunFolder, name: str, calibration: Mapping[str, Any]) -> Path:
+    """Return the run's own scores of a development set; a run that was handed over has those of a later test."""
+    from audiolab.reporting.scores import read_scores
+    from audiolab.training.calibration import fitted_on
+
+    own = run.path / "scores" / f"{name}.csv"
+    if not run.is_handed_over or own.is_file():
+        return own
+    for path in sorted((run.path / "tests").glob(f"*/scores/{name}.csv")):
+        if fitted_on(calibration, read_scores(path)):
+            return path
+    raise InputError(
+        f"{run.path} was handed over without scores of {name}, on which weights are fitted: "
+        f"python -m audiolab.test {run.path} data=<set> data.root=<folder> --set {name}"
+    )
 
 
 def evaluated_sets(run: RunFolder) -> dict[str, Path]:
@@ -143,7 +160,7 @@ def _finished(path: str | Path) -> RunFolder:
     from audiolab.folder import RunFolder
 
     run = RunFolder.open(path)
-    if run.results is None:
+    if run.results is None and not run.is_handed_over:
         raise InputError(f"{path} is not finished: python -m audiolab.resume {path}")
     return run
 

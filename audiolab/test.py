@@ -44,7 +44,7 @@ def test(
     run = RunFolder.open(run_folder)
     config = test_config(run.config, overrides)
     task = engine.load_task(run)
-    data: SpeechData = engine.build_data(config)
+    data: SpeechData = engine.build_data({**config, "augment": None})  # of training only
     data.prepare_data()
     if sets:
         data.choose_test_sets(list(sets))

@@ -70,6 +70,7 @@ def test_a_run_folder_holds_what_the_design_says(finished: Path):
         "best.ckpt",
         "calibration.json",
         "last.ckpt",
+        "model.safetensors",
         "step0000006.ckpt",
         "step0000012.ckpt",
     }

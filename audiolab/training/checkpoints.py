@@ -1,4 +1,4 @@
-"""Checkpoints: written at moments that resume exactly, read safely and strictly, refused in a sentence."""
+"""Checkpoints: written at moments that resume exactly, read safely, refused in a sentence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import nn
 
 from audiolab.errors import InputError
 
@@ -67,25 +66,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "state_dict" not in state:
         raise InputError(f"{path} is not a checkpoint of a run: it has no state_dict; give one that audiolab wrote")
     return state
-
-
-def load_weights(module: nn.Module, path: Path, state: dict[str, Any] | None = None) -> None:
-    """Load the weights of a checkpoint into a module, every name and shape alike.
-
-    Raises InputError that names what differs, as it does when the checkpoint belongs to another model.
-    """
-    weights = (state or read_checkpoint(path))["state_dict"]
-    own = module.state_dict()
-    missing = [name for name in own if name not in weights]
-    unexpected = [name for name in weights if name not in own]
-    reshaped = [name for name in own if name in weights and own[name].shape != weights[name].shape]
-    if missing or unexpected or reshaped:
-        facts = []
-        for label, names in (("missing", missing), ("unknown", unexpected), ("of another shape", reshaped)):
-            if names:
-                facts.append(f"{len(names)} {label} (first: {names[0]})")
-        raise InputError(
-            f"{path} holds weights of another model: {', '.join(facts)} among {len(own)} names; "
-            "give the checkpoint that belongs to this run's config.yaml"
-        )
-    module.load_state_dict(weights)

@@ -50,7 +50,7 @@ class FeatureStore:
         """Return the features of a waveform in float32. Raises InputError when they are not there."""
         path = self._path(wave)
         try:
-            return np.load(path).astype(np.float32, copy=False)
+            return np.load(path, allow_pickle=False).astype(np.float32, copy=False)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(
                 f"the feature cache {self.folder} lost an entry ({path.name}: {type(error).__name__}): "

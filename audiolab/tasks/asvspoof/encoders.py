@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -125,9 +126,9 @@ def _load_weights(
 ) -> PreTrainedModel:
     try:
         loaded: Any = model_class.from_pretrained(
-            pretrained, config=config, dtype=torch.float32, output_loading_info=True
+            pretrained, config=config, dtype=torch.float32, output_loading_info=True, weights_only=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise _unreadable(pretrained, error) from error
     model, info = loaded
     missing = sorted(key for key in info["missing_keys"] if needs_mask_embedding or key != "masked_spec_embed")
