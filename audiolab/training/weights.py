@@ -107,39 +107,41 @@ def start_from(
     weights, own = read_weights(path), module.state_dict()
     source = {name: name if name in weights else name.replace(".base_layer.", ".") for name in own}
     missing = [name for name in own if source[name] not in weights]
-    reshaped = [name for name in own if name not in missing and own[name].shape != weights[source[name]].shape]
+    found = [name for name in own if source[name] in weights]
+    reshaped = [name for name in found if own[name].shape != weights[source[name]].shape]
     unexpected = sorted(set(weights) - set(source.values()))
-    problems = []
-    for names, patterns, option, fact in (
-        (missing, allow_missing, "allow_missing", "{} of the model's names {are} missing there (first: {})"),
-        (reshaped, allow_missing, "allow_missing", "{} {have} another shape there (first: {})"),
-        (unexpected, allow_unexpected, "allow_unexpected", "{} of its names {are} not in the model (first: {})"),
-    ):
-        if refused := [name for name in names if not _matching(name, patterns)]:
-            verbs = {"are": "is", "have": "has"} if len(refused) == 1 else {"are": "are", "have": "have"}
-            shapes = f": {_shape(weights[source[refused[0]]])}, here {_shape(own[refused[0]])}" * (names is reshaped)
-            problems.append(fact.format(len(refused), refused[0] + shapes, **verbs))
-            problems[-1] += f", init.{option}=[{_parent(refused[0])}] allows it"
+    shapes = {name: f" {_shape(weights[source[name]])}, here {_shape(own[name])}" for name in reshaped}
+    problems = [
+        f"{len(refused)} {what} (first: {refused[0]}{shapes.get(refused[0], '')}), which "
+        f"init.{option}=[{_parent(refused[0])}] allows"
+        for what, names, option, patterns in (
+            ("missing there", missing, "allow_missing", allow_missing),
+            ("of another shape there", reshaped, "allow_missing", allow_missing),
+            ("without a place in this model", unexpected, "allow_unexpected", allow_unexpected),
+        )
+        if (refused := [name for name in names if not _matching(name, patterns)])
+    ]
     if problems:
-        raise InputError(f"init.weights={path} does not fit this model: {'; '.join(problems)}")
-    for option, patterns, names, what in (
-        ("allow_missing", allow_missing, [*missing, *reshaped], "is missing from"),
-        ("allow_unexpected", allow_unexpected, unexpected, "is only in"),
-    ):
-        for pattern in patterns:
-            if not any(_matching(name, [pattern]) for name in names):
-                raise InputError(
-                    f"init.{option}: {pattern!r} matches nothing that {what} {path} "
-                    f"({_some(names) or 'there is no such name'}): correct it or leave it out"
-                )
-    kept = {*missing, *reshaped}
+        raise InputError(f"init.weights={path} does not fit this model of {len(own)} names: {'; '.join(problems)}")
+    without = {*missing, *reshaped}
+    kept = [name for name in own if name in without]
+    _refuse_idle("allow_missing", allow_missing, kept, f"missing from {path}")
+    _refuse_idle("allow_unexpected", allow_unexpected, unexpected, f"only in {path}")
     if len(kept) == len(own):
         raise InputError(f"init.weights={path} has nothing in common with this model: give weights of such a model")
-    module.load_state_dict({name: own[name] if name in kept else weights[source[name]] for name in own})
+    module.load_state_dict({name: own[name] if name in without else weights[source[name]] for name in own})
     told = [f"{len(own) - len(kept)} of {len(own)} names start from {path}"]
-    told += [f"{len(kept)} keep their own start: {_some([name for name in own if name in kept])}"] if kept else []
+    told += [f"{len(kept)} keep their own start: {_some(kept)}"] if kept else []
     told += [f"{len(unexpected)} of the file are left out: {_some(unexpected)}"] if unexpected else []
     return "; ".join(told)
+
+
+def _refuse_idle(option: str, patterns: Sequence[str], names: Sequence[str], what: str) -> None:
+    """Raise InputError for a pattern that allows nothing: it is misspelt, or hides what a later file lacks."""
+    for pattern in patterns:
+        if not any(_matching(name, [pattern]) for name in names):
+            there = f"which {'is' if len(names) == 1 else 'are'} {_some(names)}" if names else "as nothing is"
+            raise InputError(f"init.{option}: {pattern!r} matches nothing that is {what}, {there}: leave it out")
 
 
 def _matching(name: str, patterns: Sequence[str]) -> bool:
