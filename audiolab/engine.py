@@ -184,10 +184,11 @@ def train(folder: str) -> dict[str, dict[str, float]]:
 
 def _keep_best_weights(trainer: L.Trainer, task: Task, run: RunFolder) -> None:
     """Load the best checkpoint's weights, and write them alone beside it."""
-    weights = read_weights(run.best_checkpoint)
-    load_weights(task, run.best_checkpoint, weights)
-    if trainer.is_global_zero:
-        write_weights(run.weights_path, weights, run.facts_of(run.best_checkpoint))
+    checkpoint = run.best_checkpoint
+    weights = read_weights(checkpoint)
+    load_weights(task, checkpoint, weights)
+    if trainer.is_global_zero and checkpoint != run.weights_path:
+        write_weights(run.weights_path, weights, run.facts_of(checkpoint))
 
 
 def _standalone(section: dict[str, Any], module: Any) -> dict[str, Any]:
@@ -251,9 +252,10 @@ def evaluation_of(trainer: L.Trainer) -> Evaluation:
 
 def load_task(run: RunFolder) -> Task:
     """Return the task of a run with its best weights, in eval mode."""
-    weights = read_weights(run.best_checkpoint)
+    checkpoint = run.best_checkpoint
+    weights = read_weights(checkpoint)
     task = build_task(run.standalone_config)
-    load_weights(task, run.best_checkpoint, weights)
+    load_weights(task, checkpoint, weights)
     return task.eval()
 
 

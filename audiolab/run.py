@@ -19,6 +19,7 @@ options:
   model= data= augment= loss= trainer= logger= callbacks=   choose a file of conf/<group>/
   <section>.<option>=<value>                                change one value, e.g. data.root=/corpora/LA
   seed=<int>  name=<run folder's name>  outputs=<folder>    the same command with the same name= goes on or is skipped
+  init.weights=<run folder, .ckpt, .safetensors>            start from trained weights (fine-tuning)
   plan=true                                                 print parameters, memory, steps and hours; train nothing
 flags:
   -m, --multirun      expand comma lists into a sweep       --config-dir DIR    your own config files

@@ -54,6 +54,8 @@ def test_weights_come_back_to_the_bit_whatever_memory_they_share(tmp_path: Path)
         write_weights(tmp_path / f"{attempt}.safetensors", state, FACTS)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+    (tmp_path / "any").touch()  # others may read the weights as they may any file
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
     assert read_facts(tmp_path / "a.safetensors") == FACTS
     found = read_weights(tmp_path / "a.safetensors")
     assert found.keys() == state.keys()

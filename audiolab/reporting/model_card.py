@@ -21,6 +21,12 @@ def model_card(
 
     `config` is the portable one, `facts` are what the metadata of the weights say, `results` None for a run that is not
     finished.
+
+    >>> facts = {"task": "t", "recipe": "r", "name": "n", "audiolab": "1", "config_sha256": "0", "checkpoint": "best"}
+    >>> config = {"seed": 0, "model": {"_target_": "a.Net"}, "data": {"_target_": "a.Data"}}
+    >>> card = model_card(config, facts, {"dev": {"eer": 12.341}}, {"eer": "EER {:.2f} %"}, 1234)
+    >>> [line for line in card.splitlines() if line.startswith(("#", "- ", "| model"))]
+    ['# t: n', '| model | Net, 1,234 stored values (`model.json`) |', '## Metrics', '- dev: EER 12.34 %', '## Use']
     """
     rows = {
         "task": facts["task"],

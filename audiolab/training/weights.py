@@ -24,13 +24,23 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str,
     """Write weights with `facts` as metadata, completely or not at all; the same weights and facts give the same bytes.
 
     A tensor that several names share (tied weights) is stored once. Raises RunError where the disk does not take it.
+
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path, tied = Path(folder) / "model.safetensors", torch.ones(2)
+    ...     write_weights(path, {"embed": tied, "out": tied}, {"task": "asvspoof"})
+    ...     sorted(read_weights(path)), read_facts(path)
+    (['embed', 'out'], {'task': 'asvspoof'})
     """
     stored, shared = _without_shared(weights)
     metadata = {**facts, "format": "pt", **({_SHARED: json.dumps(shared)} if shared else {})}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as for any file here; safetensors alone would make it ours only
         save_file(stored, temporary, metadata)
+        temporary.chmod(mode)
         _sort_header(temporary)
         temporary.replace(path)
     except (SafetensorError, OSError) as error:
@@ -103,6 +113,13 @@ def start_from(
     missing from the file or have another shape there, and keep the module's own values; names that `allow_unexpected`
     matches may be in the file only. The base layer of an adapter (peft's `x.base_layer.weight`) is filled from
     `x.weight`. Raises InputError for a difference that is not allowed, and for a pattern that allows nothing.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "w.safetensors"
+    ...     write_weights(path, {"0.weight": nn.Linear(2, 2).weight}, {})
+    ...     start_from(nn.Sequential(nn.Linear(2, 2)), path, allow_missing=["0.b"]).replace(folder, "")
+    '1 of 2 names start from /w.safetensors; 1 keep their own start: 0.bias'
     """
     weights, own = read_weights(path), module.state_dict()
     source = {name: name if name in weights else name.replace(".base_layer.", ".") for name in own}
