@@ -14,6 +14,7 @@ import lightning as L
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from audiolab import build as builder
+from audiolab import out_of_memory
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
 from audiolab.reporting.scores import write_text
@@ -42,6 +43,7 @@ _OWN_TRAINER_ARGUMENTS = (
 
 def check(config: dict[str, Any]) -> None:
     """Check every section of a config against the class or function it is for, before anything is built."""
+    out_of_memory.check_choice(config)
     builder.check(config["model"], "model")
     builder.check(config["loss"], "loss")
     builder.check(config["optimizer"], "optimizer")
@@ -61,7 +63,7 @@ def check(config: dict[str, Any]) -> None:
 
 def prepare(config: dict[str, Any]) -> tuple[SpeechData, Task]:
     """Build trainer, model and data and read the protocols once, so that errors come before anything is written."""
-    make_trainer(config, logger=False, enable_checkpointing=False)
+    out_of_memory.check_trainer(config, make_trainer(config, logger=False, enable_checkpointing=False))
     task, data = build_task(config), build_data(config)
     task.optimization.parameter_groups(task)
     _callbacks(config, Path())
@@ -97,7 +99,7 @@ def build_task(config: dict[str, Any]) -> Task:
 def build_trainer(config: dict[str, Any], folder: Path, run: RunFolder | None, *, training: bool) -> L.Trainer:
     """Build the Trainer: with loggers and checkpoints for training, bare for a test of a finished run."""
     evaluation = Evaluation(folder)
-    callbacks: list[L.Callback] = [FeatureCache(), evaluation]
+    callbacks: list[L.Callback] = [out_of_memory.guard(config), FeatureCache(), evaluation]
     loggers: list[Any] = []
     if training and run is not None:
         callbacks += [Position(config["seed"]), EpochLine(), *_callbacks(config, run.path / "checkpoints")]
@@ -144,9 +146,10 @@ def train(folder: str) -> dict[str, dict[str, float]]:
             run.keep_model(_standalone(run.config["model"], task.model))
         finished = False
         try:
-            _fit(trainer, task, data, run)
-            load_weights(task, run.best_checkpoint)
-            results = evaluate(trainer, task, data, run)
+            with out_of_memory.told(out_of_memory.in_run(run, trainer, task)):
+                _fit(trainer, task, data, run)
+                load_weights(task, run.best_checkpoint)
+                results = evaluate(trainer, task, data, run)
             finished = True
         finally:
             close_loggers(trainer.loggers, finished=finished)
@@ -232,8 +235,9 @@ def plan(config: dict[str, Any]) -> None:
     (data, task), clock = prepare(config), StepClock()
     few = {"max_epochs": -1, "max_steps": TIMED_STEPS + 2, "limit_val_batches": 0, "accumulate_grad_batches": 1}
     one = {"devices": 1, "strategy": "auto", "logger": False, "enable_checkpointing": False}
-    trainer = make_trainer(config, callbacks=[clock], **few, **one)
-    print_plan(config, task, data, trainer, clock)
+    trainer = make_trainer(config, callbacks=[out_of_memory.guard(config), clock], **few, **one)
+    with out_of_memory.told(out_of_memory.in_plan(config, trainer)):
+        print_plan(config, task, data, trainer, clock)
 
 
 def _bare(section: dict[str, Any]) -> dict[str, Any]:

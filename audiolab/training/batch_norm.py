@@ -10,6 +10,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from audiolab.training.parts import cut
 from audiolab.training.randomness import seed_step
 
 
@@ -43,7 +44,8 @@ def reestimate_batch_norm(trainer: L.Trainer, task: L.LightningModule) -> None:
         if batch is not None:
             seed_step(data.seed, epoch, number, trainer.global_rank)
             with trainer.strategy.precision_plugin.train_step_context():
-                task.loss(batch)
+                for part in cut(batch, task.guard.train_parts if task.guard else 1):
+                    task.loss(part)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         for buffer in (norm.running_mean, norm.running_var):
