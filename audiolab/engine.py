@@ -63,7 +63,7 @@ def check(config: dict[str, Any]) -> None:
 
 def prepare(config: dict[str, Any]) -> tuple[SpeechData, Task]:
     """Build trainer, model and data and read the protocols once, so that errors come before anything is written."""
-    out_of_memory.check_trainer(config, make_trainer(config, logger=False, enable_checkpointing=False))
+    make_trainer(config, logger=False, enable_checkpointing=False)
     task, data = build_task(config), build_data(config)
     task.optimization.parameter_groups(task)
     _callbacks(config, Path())
@@ -119,7 +119,7 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
             if not isinstance(handler, logging.FileHandler):  # repeats lines under Hydra and buries ours
                 logging.getLogger(name).removeHandler(handler)
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **{**config["trainer"], **more},
             callbacks=[*callbacks, *progress_bar()],
             use_distributed_sampler=False,  # it pads, and a padded set has another EER
@@ -132,6 +132,8 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
             f"the trainer options cannot be used here: {str(error).strip().splitlines()[0]} "
             "(trainer=auto takes what the machine has)"
         ) from error
+    out_of_memory.check_trainer(config, trainer)
+    return trainer
 
 
 def train(folder: str) -> dict[str, dict[str, float]]:

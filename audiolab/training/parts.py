@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def cut(batch: Batch, num_parts: int) -> list[Batch]:
 
     return [
         {name: value[first:end] if is_column(value) else value for name, value in batch.items()}
-        for first, end in zip(edges, edges[1:], strict=False)
+        for first, end in pairwise(edges)
     ]
 
 
