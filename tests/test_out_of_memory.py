@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import shutil
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from hungry import Hungry, allocate_too_much
 from lightning.pytorch.strategies import FSDPStrategy
-from test_run import ROOT, command, options, weights
+from test_run import EVERYTHING, ROOT, command, options, weights
 from torch import nn
 
 from audiolab import out_of_memory, predict, resume, run, test
@@ -122,7 +123,7 @@ def test_without_the_option_the_run_stops_with_a_sentence_and_goes_on_with_it(
     with pytest.raises(OutOfMemory) as told:
         run.main(hungry(tiny_la, tmp_path, "name=stops", fits=2, passes=[7]))
     for part in (
-        "out of memory on the CPU (",
+        "out of memory (asked for 4,194,304.00 GiB) on the CPU (",
         "in epoch 2 of training with 4 utterances at once, wave (4, 8000)",
         f"python -m audiolab.resume {folder} on_out_of_memory=halve_batch goes on from last.ckpt",
         "data.batch_size=2 trainer.accumulate_grad_batches=4, trainer.precision=bf16-mixed or a model",
@@ -147,12 +148,10 @@ def test_one_utterance_that_does_not_fit_ends_the_run(tiny_la: Path, tmp_path: P
 
 
 def test_evaluation_and_prediction_say_their_own_options(tiny_la: Path, tmp_path: Path, enough: Path):
-    with pytest.raises(
-        OutOfMemory, match=r"in evaluation with 8 utterances at once.* or a smaller data.eval_batch_size"
-    ):
+    with pytest.raises(OutOfMemory, match=r"in evaluation with 8 utterances .* with a smaller data.eval_batch_size"):
         run.main(hungry(tiny_la, tmp_path, "name=dev", fits_eval=3))
-    config = enough / "config.yaml"
-    config.write_text(config.read_text().replace("fits_eval: 100", "fits_eval: 3"))
+    model = enough / "model.json"
+    model.write_text(model.read_text().replace('"fits_eval": 100', '"fits_eval": 3'))
     with pytest.raises(OutOfMemory, match=r"test with data.eval_batch_size=4, which leaves the results as they are"):
         test.test(str(enough))
     reported = json.loads((enough / "metrics.json").read_text())
@@ -161,6 +160,38 @@ def test_evaluation_and_prediction_say_their_own_options(tiny_la: Path, tmp_path
     with pytest.raises(OutOfMemory, match=rf"{wave.name}: out of memory .* --batch-size 8 goes on with this file"):
         predict.predict(str(enough), [wave], batch_size=16)
     assert predict.predict(str(enough), [wave], batch_size=3)[0]["status"] == "ok"
+
+
+def test_a_plan_says_what_would_fit(tiny_la: Path, tmp_path: Path):
+    with pytest.raises(OutOfMemory, match=r"plan the run with data.batch_size=2 trainer.accumulate_grad_batches=4, "):
+        run.main(hungry(tiny_la, tmp_path, "plan=true", fits=3))
+
+
+def test_while_memory_suffices_the_option_changes_no_bit(tiny_la: Path, tmp_path: Path):
+    """With everything on that draws, remembers or takes gradients inside the loss."""
+    argv = options(tiny_la, tmp_path, "trainer.accumulate_grad_batches=2", *EVERYTHING, "trainer.max_epochs=1")
+    for choice in ("stop", "halve_batch"):
+        assert run.main([*argv, f"name={choice}", f"on_out_of_memory={choice}"]) == 0
+    stop, halve = (tmp_path / "out/asvspoof" / choice for choice in ("stop", "halve_batch"))
+    assert losses(stop) == losses(halve)
+    for name, tensor in weights(stop).items():
+        assert torch.equal(tensor, weights(halve)[name]), name
+    assert (stop / "metrics.json").read_bytes() == (halve / "metrics.json").read_bytes()
+
+
+def test_nothing_of_a_failed_attempt_stays_in_memory():
+    guard, held = MemoryGuard(halve=True), []
+
+    def attempt(num_parts: int) -> list[int]:
+        assert all(tensor() is None for tensor in held)
+        activation = torch.ones(3, requires_grad=True).exp()
+        held.append(weakref.ref(activation))
+        if num_parts < 4:
+            allocate_too_much()
+        return [num_parts]
+
+    assert guard._halving("evaluation", attempt, 5, lambda: None) == [4]
+    assert (len(held), guard.eval_parts, guard.train_parts) == (3, 4, 1)
 
 
 def test_what_is_out_of_memory():
@@ -185,11 +216,13 @@ def test_parts_have_the_gradients_of_the_whole(precision: str, num_parts: int):
     def loss_of(part):
         assert part["all"] == "of it"
         logits_bc = model(part["x"])
+        assert not in_parts or all(earlier() is None for earlier in held)  # one part at a time
+        held.append(weakref.ref(logits_bc))
         return criterion(logits_bc, logits_bc, part["label"]), {"mean": part["x"].mean()}
 
     parameters = [*model.parameters(), unused]
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=precision == "scaled")
-    gradients, values = [], []
+    gradients, values, held = [], [], []
     for in_parts in (False, True):
         for parameter in parameters:
             parameter.grad = None if parameter is unused else torch.ones_like(parameter)
@@ -223,7 +256,7 @@ def test_cached_features_are_computed_in_parts_too(caplog: pytest.LogCaptureFixt
         found = feature_cache._encode(task, wave_bt)
         expected = torch.cat([model.embed(row[None]) for row in wave_bt])
     assert model.sizes[:6] == [5, 3, 2, 1, 1, 1]
-    assert torch.allclose(torch.tensor(found), expected, atol=1e-6)
+    assert torch.allclose(torch.stack([*map(torch.from_numpy, found)]), expected, atol=1e-6)
 
 
 def test_sharded_models_are_refused():

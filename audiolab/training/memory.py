@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
@@ -109,8 +109,7 @@ class MemoryGuard(L.Callback):
             parts = cut(batch, num_parts)
             return loss_in_parts(task.loss, parts, [task.loss_weight(part) for part in parts], parameters, scale)
 
-        found, self.train_parts = self._halving(attempt, self.train_parts, batch, "training", put_back)
-        return found
+        return self._halving("training", attempt, len(batch["id"]), put_back)
 
     def each(self, of_batch: Callable[[Batch], list[Any]], batch: Batch) -> list[Any]:
         """Return what `of_batch` finds for each utterance of a batch, outside training."""
@@ -119,31 +118,32 @@ class MemoryGuard(L.Callback):
         def attempt(num_parts: int) -> list[Any]:
             return [found for part in cut(batch, num_parts) for found in of_batch(part)]
 
-        found, self.eval_parts = self._halving(attempt, self.eval_parts, batch, "evaluation", lambda: None)
+        found = self._halving("evaluation", attempt, len(batch["id"]), lambda: None)
         self._batch = None
         return found
 
     def _halving(
-        self, attempt: Callable[[int], Any], num_parts: int, batch: Batch, purpose: str, put_back: Callable[[], None]
-    ) -> tuple[Any, int]:
-        size = len(batch["id"])
+        self, purpose: Literal["training", "evaluation"], attempt: Callable[[int], Any], size: int, undo: Callable
+    ) -> Any:
+        counter = {"training": "train_parts", "evaluation": "eval_parts"}[purpose]
         while True:
+            num_parts = getattr(self, counter)
             try:
-                return attempt(num_parts), num_parts
+                return attempt(num_parts)
             except (RuntimeError, MemoryError) as error:
                 if not self.halve or num_parts >= size or not is_out_of_memory(error):
                     raise
             # Only here, after the error, is nothing left that holds the tensors of the attempt.
-            at_once, num_parts = -(-size // num_parts), min(2 * num_parts, size)
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            put_back()
+            undo()
+            setattr(self, counter, min(2 * num_parts, size))
             log.warning(
                 "out of memory in %s with %d utterances at once: batches now go through the model in %d parts",
                 purpose,
-                at_once,
-                num_parts,
+                -(-size // num_parts),
+                getattr(self, counter),
             )
 
     def on_train_batch_start(
@@ -178,9 +178,7 @@ class MemoryGuard(L.Callback):
         """Note where memory ran out, as long as it is known."""
         if not is_out_of_memory(exception):
             return
-        asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(exception))
-        request = f" (asked for {asked[1]})" if asked else ""
-        facts = f"out of memory{request} on {memory_facts(trainer.strategy.root_device)}"
+        facts = f"out of memory{_request(exception)} on {memory_facts(trainer.strategy.root_device)}"
         if self._batch is None:
             self.facts = f"{facts}, outside of a batch"
             return
@@ -189,6 +187,14 @@ class MemoryGuard(L.Callback):
         at_once = f"{-(-size // num_parts)} of {size} utterances" if num_parts > 1 else f"{size} utterances"
         where = f"epoch {trainer.current_epoch + 1} of training" if pl_module.training else "evaluation"
         self.facts = f"{facts}, in {where} with {at_once} at once{''.join(f', {shape}' for shape in shapes)}"
+
+
+def _request(error: BaseException) -> str:
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+) ([KMG]i)?[Bb]", str(error))
+    if not asked:
+        return ""
+    gib = float(asked[1]) / 1024 ** {"Gi": 0, "Mi": 1, "Ki": 2, None: 3}[asked[2]]
+    return f" (asked for {gib:,.2f} GiB)"
 
 
 def _is_wide(value: Any) -> bool:
