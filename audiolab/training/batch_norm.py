@@ -36,7 +36,7 @@ def reestimate_batch_norm(trainer: L.Trainer, task: L.LightningModule) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
-    epoch = trainer.current_epoch + 1
+    epoch, guard = trainer.current_epoch + 1, getattr(task, "guard", None)
     data.position = (epoch, 0)
     for number, batch in enumerate(islice(data.train_dataloader(), int(trainer.num_training_batches))):
         batch = data.on_before_batch_transfer(batch, 0)
@@ -44,7 +44,7 @@ def reestimate_batch_norm(trainer: L.Trainer, task: L.LightningModule) -> None:
         if batch is not None:
             seed_step(data.seed, epoch, number, trainer.global_rank)
             with trainer.strategy.precision_plugin.train_step_context():
-                for part in cut(batch, task.guard.train_parts if task.guard else 1):
+                for part in cut(batch, guard.train_parts) if guard else [batch]:
                     task.loss(part)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
