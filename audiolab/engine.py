@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from audiolab import build as builder
+from audiolab import out_of_memory
 from audiolab.errors import InputError
 from audiolab.fine_tuning import check_init, start, starting_model
 from audiolab.folder import RunFolder
@@ -47,6 +48,7 @@ _OWN_TRAINER_ARGUMENTS = (
 
 def check(config: dict[str, Any]) -> None:
     """Check every section of a config against the class or function it is for, before anything is built."""
+    out_of_memory.check_choice(config)
     builder.check(config["model"], "model")
     builder.check(config["loss"], "loss")
     builder.check(config["optimizer"], "optimizer")
@@ -114,7 +116,7 @@ def begin_task(config: dict[str, Any]) -> tuple[Task, str | None]:
 def build_trainer(config: dict[str, Any], folder: Path, run: RunFolder | None, *, training: bool) -> L.Trainer:
     """Build the Trainer: with loggers and checkpoints for training, bare for a test of a finished run."""
     evaluation = Evaluation(folder)
-    callbacks: list[L.Callback] = [FeatureCache(), evaluation]
+    callbacks: list[L.Callback] = [out_of_memory.guard(config), FeatureCache(), evaluation]
     loggers: list[Any] = []
     if training and run is not None:
         callbacks += [Position(config["seed"]), EpochLine(), *_callbacks(config, run.path / "checkpoints")]
@@ -134,7 +136,7 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
             if not isinstance(handler, logging.FileHandler):  # repeats lines under Hydra and buries ours
                 logging.getLogger(name).removeHandler(handler)
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **{**config["trainer"], **more},
             callbacks=[*callbacks, *progress_bar()],
             use_distributed_sampler=False,  # it pads, and a padded set has another EER
@@ -147,6 +149,8 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
             f"the trainer options cannot be used here: {str(error).strip().splitlines()[0]} "
             "(trainer=auto takes what the machine has)"
         ) from error
+    out_of_memory.check_trainer(config, trainer)
+    return trainer
 
 
 def train(folder: str) -> dict[str, dict[str, float]]:
@@ -170,9 +174,10 @@ def train(folder: str) -> dict[str, dict[str, float]]:
                 log.info(origin)
         finished = False
         try:
-            _fit(trainer, task, data, run)
-            _keep_best_weights(trainer, task, run)
-            results = evaluate(trainer, task, data, run)
+            with out_of_memory.told(out_of_memory.in_run(run, trainer, task)):
+                _fit(trainer, task, data, run)
+                _keep_best_weights(trainer, task, run)
+                results = evaluate(trainer, task, data, run)
             finished = True
         finally:
             close_loggers(trainer.loggers, finished=finished)
@@ -268,8 +273,9 @@ def plan(config: dict[str, Any]) -> None:
     (data, task), clock = prepare(config), StepClock()
     few = {"max_epochs": -1, "max_steps": TIMED_STEPS + 2, "limit_val_batches": 0, "accumulate_grad_batches": 1}
     one = {"devices": 1, "strategy": "auto", "logger": False, "enable_checkpointing": False}
-    trainer = make_trainer(config, callbacks=[clock], **few, **one)
-    print_plan(config, task, data, trainer, clock)
+    trainer = make_trainer(config, callbacks=[out_of_memory.guard(config), clock], **few, **one)
+    with out_of_memory.told(out_of_memory.in_plan(config, trainer)):
+        print_plan(config, task, data, trainer, clock)
 
 
 def _bare(section: dict[str, Any]) -> dict[str, Any]:

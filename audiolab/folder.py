@@ -23,6 +23,7 @@ from audiolab.reporting.scores import write_text
 _PACKAGES = ("torch", "lightning", "hydra-core", "transformers", "numpy", "scipy", "soundfile")
 WEIGHTS = "model.safetensors"  # in checkpoints/, the best weights alone
 _NOT_SAVED = ("plan", "outputs")  # options of the command, not of the run
+_MAY_CHANGE = ("on_out_of_memory",)  # options that a run may go on with otherwise than it was begun
 
 
 class RunFolder:
@@ -75,11 +76,13 @@ class RunFolder:
         if path.exists() and any(path.iterdir()):
             run = cls.open(path)
             differing = sorted(_differences(run.config, saved))
-            if not differing:
+            fixed = [text for text in differing if text.partition(":")[0] not in _MAY_CHANGE]
+            if not fixed:
+                run.change({name: saved[name] for name in _MAY_CHANGE if name in saved})
                 return run
             if (path / "checkpoints").exists():  # else it stopped before its first checkpoint: nothing is lost
                 raise InputError(
-                    f"{path} holds a run with other options ({', '.join(differing[:3])}): "
+                    f"{path} holds a run with other options ({', '.join(fixed[:3])}): "
                     f"choose another name=, or delete the folder to start again"
                 )
         try:
@@ -105,6 +108,21 @@ class RunFolder:
                 )
             time.sleep(0.1)
         return cls.open(path)
+
+    def change(self, options: dict[str, Any]) -> None:
+        """Go on with other values of the few options that a run may change, which its config.yaml then has.
+
+        Raises InputError for any other option.
+        """
+        for name in options:
+            if name not in _MAY_CHANGE:
+                raise InputError(
+                    f"{name} cannot be changed in a run that has begun, only {', '.join(_MAY_CHANGE)} can: "
+                    "start a run of another name"
+                )
+        if any(self.config.get(name) != value for name, value in options.items()):
+            self.config = {**self.config, **options}
+            write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
 
     @property
     def results(self) -> dict[str, dict[str, float]] | None:

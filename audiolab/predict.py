@@ -112,7 +112,7 @@ def _apply(
 ) -> list[dict[str, Any]]:
     import torch
 
-    from audiolab import engine
+    from audiolab import engine, out_of_memory
     from audiolab.audio.recording import Recording
     from audiolab.folder import RunFolder
     from audiolab.reporting.predictions import PredictionFile
@@ -146,7 +146,8 @@ def _apply(
             for path in todo:
                 try:
                     recording = Recording(path, on_read=advance(path))
-                    found = task.predict_recording(recording, known, batch_size=batch_size, **options)
+                    with out_of_memory.told(out_of_memory.in_prediction(path, batch_size, task.device)):
+                        found = task.predict_recording(recording, known, batch_size=batch_size, **options)
                 except InputError as error:
                     predictions.add(path, {}, error=str(error))
                     line_above(f"{_shown(path):<{width}}  cannot be used: {error}")

@@ -37,7 +37,7 @@ def test(
     """
     from pathlib import Path
 
-    from audiolab import engine
+    from audiolab import engine, out_of_memory
     from audiolab.folder import RunFolder
     from audiolab.training.data import SpeechData
 
@@ -53,7 +53,8 @@ def test(
     trainer = engine.build_trainer(config, folder, run, training=False)
     evaluation = engine.evaluation_of(trainer)
     evaluation.calibration = run.calibration
-    trainer.test(task, data, verbose=False)
+    with out_of_memory.told(out_of_memory.in_test(config, trainer)):
+        trainer.test(task, data, verbose=False)
     results = evaluation.results
     engine.print_breakdowns(results, task.headline)
     engine.write_results(folder, results, add=out is None)

@@ -10,6 +10,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from audiolab.training.parts import cut
 from audiolab.training.randomness import seed_step
 
 
@@ -35,7 +36,7 @@ def reestimate_batch_norm(trainer: L.Trainer, task: L.LightningModule) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
-    epoch = trainer.current_epoch + 1
+    epoch, guard = trainer.current_epoch + 1, getattr(task, "guard", None)
     data.position = (epoch, 0)
     for number, batch in enumerate(islice(data.train_dataloader(), int(trainer.num_training_batches))):
         batch = data.on_before_batch_transfer(batch, 0)
@@ -43,7 +44,8 @@ def reestimate_batch_norm(trainer: L.Trainer, task: L.LightningModule) -> None:
         if batch is not None:
             seed_step(data.seed, epoch, number, trainer.global_rank)
             with trainer.strategy.precision_plugin.train_step_context():
-                task.loss(batch)
+                for part in cut(batch, guard.train_parts) if guard else [batch]:
+                    task.loss(part)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         for buffer in (norm.running_mean, norm.running_var):

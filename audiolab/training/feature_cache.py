@@ -12,7 +12,7 @@ import secrets
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
@@ -140,7 +140,7 @@ class FeatureCache(L.Callback):
             if not rows:
                 continue
             with torch.inference_mode():
-                features = task.encode(wave_bt[rows].to(task.device)).float().cpu().numpy()
+                features = _encode(task, wave_bt[rows])
             if not num_written:
                 _require_space(store, features[0].size * len(data.utterances(name)), name)
             for row, of_row in zip(rows, features, strict=True):
@@ -148,6 +148,14 @@ class FeatureCache(L.Callback):
                 num_written, num_bytes = num_written + 1, num_bytes + of_row.size * store.item_bytes
         if num_written:
             print(f"feature cache: {num_written} utterances of {name}, {num_bytes / 1e9:.2f} GB, in {store.folder}")
+
+
+def _encode(task: Task, wave_bt: torch.Tensor) -> list[np.ndarray]:
+    def encode(batch: dict[str, Any]) -> list[np.ndarray]:
+        return list(task.encode(batch["wave"].to(task.device)).float().cpu().numpy())
+
+    batch = {"id": list(range(len(wave_bt))), "wave": wave_bt}
+    return task.guard.each(encode, batch) if task.guard else encode(batch)
 
 
 def _require_space(store: FeatureStore, num_values: int, name: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from audiolab.audio.recording import Recording
 from audiolab.errors import InputError
+from audiolab.training.memory import MemoryGuard
 from audiolab.training.optim import Optimization
 
 Batch = dict[str, Any]
@@ -55,6 +56,8 @@ class Task(L.LightningModule, ABC):
     prediction_columns: ClassVar[dict[str, type]]
     scoring_files: ClassVar[dict[str, str]] = {}
     scoring_options: ClassVar[dict[str, str]] = {}
+    guard: MemoryGuard | None = None
+    """Who stands between the task and its batches in a run; set by itself."""
 
     def __init__(self, model: nn.Module, optimization: Optimization) -> None:
         super().__init__()
@@ -64,6 +67,10 @@ class Task(L.LightningModule, ABC):
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and its named parts, for the log."""
+
+    def loss_weight(self, batch: Batch) -> float | Tensor:
+        """Return how much a batch counts in a mean of losses: what its own loss, a mean, was divided by."""
+        return len(batch["id"])
 
     @abstractmethod
     def rows(self, batch: Batch) -> list[dict[str, Any]]:
@@ -167,7 +174,7 @@ class Task(L.LightningModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step: the loss and its parts, logged under `train/`."""
-        loss, parts = self.loss(batch)
+        loss, parts = self.guard.loss(self, batch) if self.guard else self.loss(batch)
         size = len(batch["id"])
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         for name, value in parts.items():
@@ -176,7 +183,9 @@ class Task(L.LightningModule, ABC):
 
     def validation_step(self, batch: Batch | None, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Rows for the evaluation callback; an empty batch is one whose files could all not be read."""
-        return self.rows(batch) if batch else []
+        if not batch:
+            return []
+        return self.guard.each(self.rows, batch) if self.guard else self.rows(batch)
 
     test_step = validation_step
 

@@ -37,6 +37,10 @@ class Criterion(nn.Module, ABC):
     def attach(self, embedding_dim: int) -> None:
         """Make the parameters of a loss that has its own, for embeddings of this size."""
 
+    def total_weight(self, label_b: Tensor) -> float | Tensor:
+        """Return what the loss of these utterances is divided by."""
+        return len(label_b)
+
     def forward(self, embedding_bd: Tensor, logits_bc: Tensor, label_b: Tensor) -> Tensor:
         """Return the loss of a batch in nats, a scalar."""
         with torch.autocast(embedding_bd.device.type, enabled=False):
@@ -67,6 +71,10 @@ class WeightedCrossEntropy(Criterion):
             )
         self.register_buffer("weight", torch.tensor([spoof_weight, bonafide_weight]).float(), persistent=False)
         self.label_smoothing = label_smoothing
+
+    def total_weight(self, label_b: Tensor) -> Tensor:
+        """Return the sum of the utterances' class weights."""
+        return self.weight[label_b].float().sum()
 
     def _loss(self, embedding_bd: Tensor, logits_bc: Tensor, label_b: Tensor) -> Tensor:
         return F.cross_entropy(logits_bc, label_b, weight=self.weight.float(), label_smoothing=self.label_smoothing)

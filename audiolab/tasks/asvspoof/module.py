@@ -129,6 +129,10 @@ class SpoofingDetection(Task):
             loss = loss + parts["adversarial_loss"]
         return loss, {name: value.detach() for name, value in parts.items()}
 
+    def loss_weight(self, batch: Batch) -> float | Tensor:
+        """Return what the criterion divides the loss of a batch by."""
+        return self.criterion.total_weight(batch["label"])
+
     @torch.no_grad()
     def _accuracy(self, embedding_bd: Tensor, label_b: Tensor) -> Tensor:
         score_b = self.criterion.scores(embedding_bd, self.model.classify(embedding_bd))
