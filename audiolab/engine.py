@@ -119,7 +119,8 @@ def build_trainer(config: dict[str, Any], folder: Path, run: RunFolder | None, *
     callbacks: list[L.Callback] = [out_of_memory.guard(config), FeatureCache(), evaluation]
     loggers: list[Any] = []
     if training and run is not None:
-        callbacks += [Position(config["seed"]), EpochLine(), *_callbacks(config, run.path / "checkpoints")]
+        callbacks += [Position(config["seed"]), *_callbacks(config, run.path / "checkpoints")]
+        callbacks += [EpochLine()]  # after the callback that knows the rates it shows
         loggers = [builder.build(section, run=run) for section in (config["logger"] or {}).values()]
     return make_trainer(config, callbacks=callbacks, logger=loggers, default_root_dir=folder)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 from argparse import Namespace
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
+from audiolab.reporting.metrics_file import MetricsFile
 from audiolab.reporting.tables import breakdowns
 
 
@@ -29,10 +30,11 @@ class MetricsCsv(Logger):
     def __init__(self, run: RunFolder) -> None:
         super().__init__()
         self.path = run.path / "metrics.csv"
-        self._rows: list[dict[str, Any]] = []
-        if self.path.is_file():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                self._rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+
+    @cached_property
+    def _file(self) -> MetricsFile:
+        """Opened by the first thing that is logged, and so by the one process that logs."""
+        return MetricsFile(self.path)
 
     @property
     def name(self) -> str:
@@ -51,30 +53,18 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add values at a step; a later value for the same step and name replaces the earlier one."""
-        step = int(step or 0)
-        # a resumed run repeats the steps after its checkpoint: the rows of the killed run are replaced
-        row = next((row for row in reversed(self._rows) if int(row["step"]) == step), None)
-        if row is None:
-            row = {"step": step}
-            self._rows.append(row)
-        row.update({key: float(value) for key, value in metrics.items()})
+        self._file.add(int(step or 0), metrics)
 
     @rank_zero_only
     def save(self) -> None:
-        """Write all rows; called at every epoch's end."""
-        names = sorted({name for row in self._rows for name in row} - {"step"})
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["step", *names])
-            writer.writeheader()
-            writer.writerows(sorted(self._rows, key=lambda row: int(row["step"])))
-        temporary.replace(self.path)
+        """Write what was logged; Lightning calls this after everything that it logs."""
+        if "_file" in self.__dict__:
+            self._file.save()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write what is left."""
-        if self._rows:
-            self.save()
+        self.save()
 
 
 def tensorboard(run: RunFolder) -> TensorBoardLogger:
@@ -194,3 +184,14 @@ def log_evaluation(
                 content[f"{set_name}/{name}"] = client.Image(figure)
             logger.experiment.log(content)
             logger.experiment.summary.update({f"{set_name}/{k}": v for k, v in metrics.items() if "/" not in k})
+
+
+def log_figure(loggers: list[Logger], name: str, figure: Figure) -> None:
+    """Send a figure to the loggers that can show it."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(name, figure, close=False)
+        elif isinstance(logger, WandbLogger):
+            import wandb as client
+
+            logger.experiment.log({name: client.Image(figure)})

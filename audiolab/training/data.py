@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from audiolab.audio.io import AudioError, BadAudioPolicy
 from audiolab.errors import InputError
 from audiolab.training.augmentation_log import AugmentationLog
 from audiolab.training.feature_cache import FeatureStore
+from audiolab.training.loading import TimedLoader, num_cpus
 from audiolab.training.randomness import item_generator
 from audiolab.training.sampling import Draw, EvalBatches, TrainBatches
 
@@ -84,6 +84,8 @@ class SpeechData(L.LightningDataModule, ABC):
 
     val_sets: list[str]
     test_sets: list[str]
+    sample_rate_hz: ClassVar[int] = 16_000
+    """Rate of `wave` in the batches."""
     options_of_the_run: ClassVar[tuple[str, ...]] = ("eval_batch_size",)
     """Options that a test on another corpus keeps from the run, because the model was used with them."""
 
@@ -220,10 +222,27 @@ class SpeechData(L.LightningDataModule, ABC):
         dataset = self.utterances(set_name)
         return self._loader(dataset, EvalBatches(len(dataset), self.eval_batch_size, *self._process()))
 
+    def audio_s(self, batch: dict[str, Any]) -> float:
+        """Return the seconds of audio of a batch, all utterances together, at the model's input.
+
+        Counted are the samples of `wave` (batch, ..., time); override it where rows are padded.
+        """
+        return len(batch["id"]) * batch["wave"].shape[-1] / self.sample_rate_hz
+
+    def faster_loading(self) -> list[str]:
+        """Return the options, with values, that could make batches come faster than they do; the best first."""
+        _, world_size = self._process()
+        share = num_cpus() // world_size  # of this machine's processors, where all processes run on it
+        more = min(share, max(2, 2 * self.num_workers))
+        options = [f"data.num_workers={more}"] if more > self.num_workers else []
+        if self.feature_cache and self.feature_cache_dtype == "float32":
+            options.append("data.feature_cache_dtype=float16")
+        return options
+
     def _loader(self, dataset: Utterances, batches: TrainBatches | EvalBatches) -> DataLoader:
         dataset.seed = self.seed
-        num_workers = min(self.num_workers, len(os.sched_getaffinity(0)) if self.num_workers else 0)
-        return DataLoader(
+        num_workers = min(self.num_workers, num_cpus())
+        return TimedLoader(
             dataset,
             batch_sampler=batches,
             collate_fn=collate,
