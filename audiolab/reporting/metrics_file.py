@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -127,6 +128,10 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """Return metrics.csv, one row a step, with NaN where nothing was logged; a line that was cut off is left out."""
+    """Return metrics.csv, one row a step: NaN where nothing was logged, infinity where a value was not finite.
+
+    A last line that was cut off is left out.
+    """
     text = path.read_bytes()
-    return pd.read_csv(io.BytesIO(text[: text.rfind(b"\n") + 1]))
+    header, _, rows = text[: text.rfind(b"\n") + 1].partition(b"\n")
+    return pd.read_csv(io.BytesIO(header + b"\n" + re.sub(rb"(?<=,)nan(?=[,\r\n])", b"inf", rows)))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator
 
-from audiolab.reporting.plots import BLUE, DPI, GRID, ORANGE, SKY, SYSTEM_COLOURS, VERMILION
+from audiolab.reporting.plots import BLUE, DPI, GRID, ORANGE, SYSTEM_COLOURS, VERMILION
 
 SMOOTHED_SHARE = 0.02  # of the steps shown: the width of the moving mean
 MAX_POINTS = 4000  # of a raw curve: more are not to be seen
@@ -49,28 +49,18 @@ def training_curves(
     if {"throughput/utterances_per_s", "throughput/utterances_per_s_epoch"} & set(log):
         panels.append(lambda axes: _speed(axes, log))
 
-    num_columns = min(2, max(1, len(panels)))
-    num_rows = max(1, -(-len(panels) // num_columns))
-    figure = Figure(figsize=(4.6 * num_columns, 0.5 + 2.45 * num_rows), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, places = _places(len(panels))
     if title:
-        figure.suptitle(title, fontsize=11)
-    grid = figure.subplots(num_rows, num_columns, squeeze=False)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_axis_off()
-    last = max(float(log["step"].max()), 0.0) if len(log) else 0.0
-    for number, (axes, draw) in enumerate(zip(grid.flat, panels, strict=False)):
-        _prepare(axes, last)
+        figure.suptitle(title, fontsize=11, y=1 - 0.12 / figure.get_figheight(), va="top")
+    for number, (axes, draw) in enumerate(zip(places, panels, strict=True)):
+        _prepare(axes, float(log["step"].max()))
         draw(axes)
-        if number + num_columns >= len(panels):
-            axes.set_xlabel("Optimiser step")
-        if number < num_columns:
+        if number >= len(panels) - 2:
+            axes.set_xlabel("Optimiser step", fontsize=9)
+        if number == 0 or axes.get_subplotspec().is_first_row():
             _epoch_axis(axes, log)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7, frameon=False, loc="best")
-    for axes in figure.axes[::-1]:
-        if not axes.axison:
-            axes.remove()
+        if axes.get_ylabel() != "Utterances/s":  # its two curves have the colours of their axes
+            axes.legend(fontsize=7, frameon=True, framealpha=0.8, edgecolor="none", loc="best")
     return figure
 
 
@@ -84,11 +74,28 @@ def moving_mean(values: pd.Series, width: int) -> pd.Series:
 
 
 def _of_training(log: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the rows after the last one of training, and what is not finite."""
+    """Leave out the rows after the last one of training: those of the final evaluation."""
     trained = [name for name in log if name.startswith(("train/", "lr/"))]
     rows = log[trained].notna().any(axis="columns") if trained else pd.Series(data=True, index=log.index)
     last = log.loc[rows, "step"].max()
-    return log[log["step"] <= last].replace([np.inf, -np.inf], np.nan)
+    return log[log["step"] <= last]
+
+
+def _places(num_panels: int) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure with so many panels in two columns; of an odd number the first takes a whole row.
+
+    Margins are fixed: looking for the best ones takes as long as drawing.
+    """
+    wide = num_panels % 2
+    num_rows = max(1, (num_panels + wide) // 2)
+    width_in, height_in = 9.2, 1.25 + 2.4 * num_rows
+    figure = Figure(figsize=(width_in, height_in), dpi=DPI)
+    FigureCanvasAgg(figure)
+    margins = {"left": 0.75 / width_in, "right": 1 - 0.65 / width_in, "wspace": 0.36, "hspace": 0.22}
+    grid = figure.add_gridspec(num_rows, 2, bottom=0.5 / height_in, top=1 - 0.85 / height_in, **margins)
+    cells = [divmod(number, 2) for number in range(2 * num_rows)]
+    places = [grid[0, :], *(grid[cell] for cell in cells[2:])] if wide else [grid[cell] for cell in cells[:num_panels]]
+    return figure, [figure.add_subplot(place) for place in places]
 
 
 def _prepare(axes: Axes, last: float) -> None:
@@ -97,7 +104,8 @@ def _prepare(axes: Axes, last: float) -> None:
     axes.grid(**GRID)
     axes.set_axisbelow(True)
     axes.set_xlim(0, 1.02 * max(last + 1, 1))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, 1.5M
 
 
 def _epoch_axis(axes: Axes, log: pd.DataFrame) -> None:
@@ -123,36 +131,33 @@ def _round(number: int) -> int:
     return next(scale * digit for digit in (1, 2, 5, 10) if scale * digit >= number)
 
 
+def _curve(axes: Axes, points: pd.DataFrame, column: str, colour: str, label: str) -> None:
+    """Draw a curve; where there are many points they are faint, under their moving mean."""
+    width = max(1, round(SMOOTHED_SHARE * len(points))) | 1
+    thin = slice(None, None, max(1, len(points) // MAX_POINTS))
+    step, value = points["step"] + 1, points[column]
+    if width == 1:
+        marker = "." if len(points) <= MARKED_POINTS else ""
+        axes.plot(step, value, color=colour, linewidth=1.0, marker=marker, label=label)
+        return
+    axes.plot(step.iloc[thin], value.iloc[thin], color=colour, linewidth=0.6, alpha=0.35)
+    smooth = moving_mean(value, width).where(value.notna())
+    axes.plot(step.iloc[thin], smooth.iloc[thin], color=colour, linewidth=1.4, label=f"{label}, mean of {width}")
+
+
+def _dots(points: pd.DataFrame) -> dict[str, Any]:
+    """Return how the values of epochs are drawn: with dots where there are few."""
+    return {"linewidth": 1.3, "marker": "o" if len(points) <= MARKED_POINTS else "", "markersize": 3.5}
+
+
 def _loss(axes: Axes, log: pd.DataFrame) -> None:
     if "train/loss_step" in log:
         steps = _points(log, "train/loss_step")
-        width = max(1, round(SMOOTHED_SHARE * len(steps))) | 1
-        thin = steps.iloc[:: max(1, len(steps) // MAX_POINTS)]
-        faint = width > 1
-        axes.plot(
-            thin["step"] + 1,
-            thin["train/loss_step"],
-            color=SKY if faint else BLUE,
-            linewidth=0.6 if faint else 1.0,
-            alpha=0.7,
-            label="steps",
-            marker="." if len(steps) <= MARKED_POINTS else "",
-        )
-        if faint:
-            smooth = moving_mean(steps["train/loss_step"], width).iloc[:: max(1, len(steps) // MAX_POINTS)]
-            axes.plot(thin["step"] + 1, smooth, color=BLUE, linewidth=1.4, label=f"mean of {width}")
+        _curve(axes, steps, "train/loss_step", BLUE, "steps")
+        _mark_gaps(axes, steps, "train/loss_step")
     if "train/loss_epoch" in log:
         epochs = _points(log, "train/loss_epoch")
-        marker = "o" if len(epochs) <= MARKED_POINTS else ""
-        axes.plot(
-            epochs["step"] + 1,
-            epochs["train/loss_epoch"],
-            color=VERMILION,
-            linewidth=1.2,
-            marker=marker,
-            markersize=3.5,
-            label="epoch mean",
-        )
+        axes.plot(epochs["step"] + 1, epochs["train/loss_epoch"], color=VERMILION, label="epoch mean", **_dots(epochs))
     axes.set_ylabel("Loss", fontsize=9)
 
 
@@ -162,22 +167,19 @@ def _metrics_by_unit(log: pd.DataFrame, headline: Mapping[str, str], monitor: st
     Metrics with the same unit share a panel; the metric of the monitor has its own.
     """
     monitored = monitor.split("/", 1)[-1]
-    panels: dict[str, dict[str, str]] = {}
+    panels: dict[tuple[str, str], dict[str, str]] = {}
+    of_panel: dict[tuple[str, str], set[str]] = {}
     for metric in sorted(headline, key=lambda name: name != monitored):
         before, _, after = headline[metric].partition("{")
         unit = after.partition("}")[2].strip()
         columns = [name for name in log if name.count("/") == 1 and name.endswith(f"/{metric}")]
         columns = [name for name in columns if not name.startswith("train/") and log[name].notna().any()]
+        panel = (monitored if metric == monitored else "", unit)
         for column in columns:
-            set_name = column.split("/")[0]
-            own = metric == monitored
-            panel = f"{before.strip()} ({unit})" if own and unit else before.strip() if own else _panel_of(unit)
-            panels.setdefault(panel, {})[column] = f"{set_name} {before.strip()}"
-    return list(panels.items())
-
-
-def _panel_of(unit: str) -> str:
-    return f"Other metrics ({unit})" if unit else "Other metrics"
+            panels.setdefault(panel, {})[column] = f"{column.split('/')[0]} {before.strip()}"
+            of_panel.setdefault(panel, set()).add(before.strip())
+    names = {panel: found.pop() if len(found) == 1 else "Other metrics" for panel, found in of_panel.items()}
+    return [(f"{names[panel]} ({panel[1]})" if panel[1] else names[panel], found) for panel, found in panels.items()]
 
 
 def _metrics(
@@ -189,12 +191,11 @@ def _metrics(
             points["step"] + 1,
             points[column],
             color=SYSTEM_COLOURS[number % len(SYSTEM_COLOURS)],
-            linewidth=1.3,
-            marker="o" if len(points) <= MARKED_POINTS else "",
-            markersize=3.5,
             label=name,
+            **_dots(points),
         )
-        if column == monitor:
+        _mark_gaps(axes, points, column)
+        if column == monitor and points[column].notna().any():
             at = points[column].idxmin() if mode == "min" else points[column].idxmax()
             best = points.loc[at]
             epoch = f", epoch {best['epoch'] + 1:.0f}" if "epoch" in points and pd.notna(best["epoch"]) else ""
@@ -214,22 +215,16 @@ def _metrics(
 
 
 def _by_group(axes: Axes, log: pd.DataFrame, columns: Mapping[str, str], label: str) -> None:
-    lowest, highest = np.inf, 0.0
+    peaks, lowest = [], np.inf
     for number, (group, column) in enumerate(columns.items()):
         points = _points(log, column)
+        _curve(axes, points, column, SYSTEM_COLOURS[number % len(SYSTEM_COLOURS)], group)
         positive = points.loc[points[column] > 0, column]
-        lowest, highest = min(lowest, positive.min()), max(highest, positive.max())
-        thin = points.iloc[:: max(1, len(points) // MAX_POINTS)]
-        axes.plot(
-            thin["step"] + 1,
-            thin[column],
-            color=SYSTEM_COLOURS[number % len(SYSTEM_COLOURS)],
-            linewidth=1.2 if len(thin) < 500 else 0.7,
-            marker="." if len(points) <= MARKED_POINTS else "",
-            label=group,
-        )
-    if highest > 30 * lowest:
+        peaks += [float(positive.max())] if len(positive) else []
+        lowest = min(lowest, float(positive.min())) if len(positive) else lowest
+    if peaks and max(peaks) > 30 * lowest:
         axes.set_yscale("log")
+        axes.set_ylim(bottom=max(0.7 * lowest, min(peaks) / 1000))
     else:
         axes.set_ylim(bottom=0)
         axes.ticklabel_format(axis="y", scilimits=(-2, 4))
@@ -239,22 +234,29 @@ def _by_group(axes: Axes, log: pd.DataFrame, columns: Mapping[str, str], label: 
 def _speed(axes: Axes, log: pd.DataFrame) -> None:
     suffix = "" if "throughput/utterances_per_s" in log else "_epoch"
     rate, wait = (f"throughput/{name}{suffix}" for name in ("utterances_per_s", "data_wait_percent"))
-    points = _points(log, rate)
-    marker = "." if len(points) <= MARKED_POINTS else ""
-    thin = points.iloc[:: max(1, len(points) // MAX_POINTS)]
-    axes.plot(thin["step"] + 1, thin[rate], color=BLUE, linewidth=1.2, marker=marker, label="utterances/s")
-    axes.set_ylim(0, 1.15 * float(points[rate].max() or 1))
-    axes.set_ylabel("Utterances/s", fontsize=9, color=BLUE)
-    if wait in log:
-        right = axes.twinx()
-        right.plot(thin["step"] + 1, thin[wait], color=VERMILION, linewidth=1.0, marker=marker)
-        right.set_ylim(0, 100)
-        right.set_ylabel("Waiting for data (%)", fontsize=9, color=VERMILION)
-        right.tick_params(labelsize=8)
-        right.spines["top"].set_visible(False)
-        axes.plot([], [], color=VERMILION, linewidth=1.0, label="waiting for data")
+    right = axes.twinx()
+    for side, column, colour, label in (
+        (axes, rate, BLUE, "Utterances/s"),
+        (right, wait, VERMILION, "Waiting for data (%)"),
+    ):
+        _curve(side, _points(log, column), column, colour, label)
+        side.set_ylabel(label, fontsize=9, color=colour)
+    right.set_ylim(0, 100)
+    right.tick_params(labelsize=8)
+    right.spines["top"].set_visible(False)
+    axes.set_ylim(0, 1.15 * max(1e-9, float(_points(log, rate)[rate].max())))
 
 
 def _points(log: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return the rows that have a value in a column, with one row without any in the place of each gap of NaN."""
-    return log[log[column].notna()]
+    """Return the rows that have a value in a column, with NaN in the place of what is not finite."""
+    points = log[log[column].notna()]
+    return points.assign(**{column: points[column].where(np.isfinite(points[column]))})
+
+
+def _mark_gaps(axes: Axes, points: pd.DataFrame, column: str) -> None:
+    """Put crosses on the floor of a panel where a value is not finite."""
+    gaps = points.loc[points[column].isna(), "step"] + 1
+    if len(gaps):
+        floor = {"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 5}
+        cross = {"linestyle": "", "marker": "x", "markersize": 4, "color": VERMILION}
+        axes.plot(gaps, np.full(len(gaps), 0.02), label="not finite", **cross, **floor)

@@ -195,7 +195,7 @@ class Task(L.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the rate of every parameter group."""
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        """Log the rate of every parameter group at the steps whose values Lightning logs."""
+        if self.trainer.log_every_n_steps and (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
             for group in optimizer.param_groups:
                 self.log(f"lr/{group['name']}", group["lr"], rank_zero_only=True)
