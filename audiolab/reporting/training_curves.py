@@ -42,14 +42,14 @@ def training_curves(
         panels.append(lambda axes, label=label, columns=columns: _metrics(axes, log, label, columns, monitor, mode))
     rates = {name.removeprefix("lr/"): name for name in log if name.startswith("lr/")}
     if rates:
-        panels.append(lambda axes: _by_group(axes, log, rates, "Learning rate"))
+        panels.append(lambda axes: _by_group(axes, log, rates, "Learning rate", smooth=False))
     norms = {name.split("/")[1]: name for name in log if name.startswith("health/") and name.endswith("/grad_norm")}
     if norms:
-        panels.append(lambda axes: _by_group(axes, log, norms, "Gradient norm"))
+        panels.append(lambda axes: _by_group(axes, log, norms, "Gradient norm", smooth=True))
     if {"throughput/utterances_per_s", "throughput/utterances_per_s_epoch"} & set(log):
         panels.append(lambda axes: _speed(axes, log))
 
-    figure, places = _places(len(panels))
+    figure, places = _places(len(panels), _num_epochs(log) > 1)
     if title:
         figure.suptitle(title, fontsize=11, y=1 - 0.12 / figure.get_figheight(), va="top")
     for number, (axes, draw) in enumerate(zip(places, panels, strict=True)):
@@ -74,14 +74,14 @@ def moving_mean(values: pd.Series, width: int) -> pd.Series:
 
 
 def _of_training(log: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the rows after the last one of training: those of the final evaluation."""
+    """Leave out the rows after the last one of training, those of the final evaluation, and empty columns."""
     trained = [name for name in log if name.startswith(("train/", "lr/"))]
     rows = log[trained].notna().any(axis="columns") if trained else pd.Series(data=True, index=log.index)
     last = log.loc[rows, "step"].max()
-    return log[log["step"] <= last]
+    return log[log["step"] <= last].dropna(axis="columns", how="all")
 
 
-def _places(num_panels: int) -> tuple[Figure, list[Axes]]:
+def _places(num_panels: int, epochs_above: bool) -> tuple[Figure, list[Axes]]:
     """Return an empty figure with so many panels in two columns; of an odd number the first takes a whole row.
 
     Margins are fixed: looking for the best ones takes as long as drawing.
@@ -92,7 +92,9 @@ def _places(num_panels: int) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width_in, height_in), dpi=DPI)
     FigureCanvasAgg(figure)
     margins = {"left": 0.75 / width_in, "right": 1 - 0.65 / width_in, "wspace": 0.36, "hspace": 0.22}
-    grid = figure.add_gridspec(num_rows, 2, bottom=0.5 / height_in, top=1 - 0.85 / height_in, **margins)
+    grid = figure.add_gridspec(
+        num_rows, 2, bottom=0.5 / height_in, top=1 - (0.85 if epochs_above else 0.45) / height_in, **margins
+    )
     cells = [divmod(number, 2) for number in range(2 * num_rows)]
     places = [grid[0, :], *(grid[cell] for cell in cells[2:])] if wide else [grid[cell] for cell in cells[:num_panels]]
     return figure, [figure.add_subplot(place) for place in places]
@@ -110,11 +112,9 @@ def _prepare(axes: Axes, last: float) -> None:
 
 def _epoch_axis(axes: Axes, log: pd.DataFrame) -> None:
     """Number the epochs above a panel, where they end."""
-    if "train/loss_epoch" not in log:
+    if _num_epochs(log) < 2:
         return
-    ends = log.loc[log["train/loss_epoch"].notna(), ["step", "epoch"]] if "epoch" in log else log.iloc[:0]
-    if len(ends) < 2:
-        return
+    ends = log.loc[log["train/loss_epoch"].notna(), ["step", "epoch"]]
     above = axes.secondary_xaxis("top")
     every = max(1, -(-len(ends) // 6))
     shown = ends[(ends["epoch"] + 1) % _round(every) == 0]
@@ -125,24 +125,28 @@ def _epoch_axis(axes: Axes, log: pd.DataFrame) -> None:
     above.spines["top"].set_visible(False)
 
 
+def _num_epochs(log: pd.DataFrame) -> int:
+    return int(log["train/loss_epoch"].notna().sum()) if {"train/loss_epoch", "epoch"} <= set(log) else 0
+
+
 def _round(number: int) -> int:
     """Return the next of 1, 2, 5, 10, 20, 50 ..."""
     scale = 10 ** int(np.log10(number))
     return next(scale * digit for digit in (1, 2, 5, 10) if scale * digit >= number)
 
 
-def _curve(axes: Axes, points: pd.DataFrame, column: str, colour: str, label: str) -> None:
-    """Draw a curve; where there are many points they are faint, under their moving mean."""
-    width = max(1, round(SMOOTHED_SHARE * len(points))) | 1
+def _curve(axes: Axes, points: pd.DataFrame, column: str, colour: str, label: str, *, smooth: bool = True) -> None:
+    """Draw a curve; where there are many points to `smooth` they are faint, under their moving mean."""
+    width = max(1, round(SMOOTHED_SHARE * len(points))) | 1 if smooth else 1
     thin = slice(None, None, max(1, len(points) // MAX_POINTS))
     step, value = points["step"] + 1, points[column]
     if width == 1:
         marker = "." if len(points) <= MARKED_POINTS else ""
-        axes.plot(step, value, color=colour, linewidth=1.0, marker=marker, label=label)
+        axes.plot(step.iloc[thin], value.iloc[thin], color=colour, linewidth=1.0, marker=marker, label=label)
         return
     axes.plot(step.iloc[thin], value.iloc[thin], color=colour, linewidth=0.6, alpha=0.35)
-    smooth = moving_mean(value, width).where(value.notna())
-    axes.plot(step.iloc[thin], smooth.iloc[thin], color=colour, linewidth=1.4, label=f"{label}, mean of {width}")
+    mean = moving_mean(value, width).where(value.notna())
+    axes.plot(step.iloc[thin], mean.iloc[thin], color=colour, linewidth=1.4, label=f"{label}, mean of {width}")
 
 
 def _dots(points: pd.DataFrame) -> dict[str, Any]:
@@ -210,15 +214,16 @@ def _metrics(
                 markeredgewidth=0.6,
                 label=f"best: {best[column]:.4g}{epoch}",
                 zorder=5,
+                clip_on=False,
             )
     axes.set_ylabel(label, fontsize=9)
 
 
-def _by_group(axes: Axes, log: pd.DataFrame, columns: Mapping[str, str], label: str) -> None:
+def _by_group(axes: Axes, log: pd.DataFrame, columns: Mapping[str, str], label: str, *, smooth: bool) -> None:
     peaks, lowest = [], np.inf
     for number, (group, column) in enumerate(columns.items()):
         points = _points(log, column)
-        _curve(axes, points, column, SYSTEM_COLOURS[number % len(SYSTEM_COLOURS)], group)
+        _curve(axes, points, column, SYSTEM_COLOURS[number % len(SYSTEM_COLOURS)], group, smooth=smooth)
         positive = points.loc[points[column] > 0, column]
         peaks += [float(positive.max())] if len(positive) else []
         lowest = min(lowest, float(positive.min())) if len(positive) else lowest

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
+from matplotlib.figure import Figure
 
 from audiolab.reporting.metrics_file import read_metrics
 from audiolab.reporting.plots import save_figure
@@ -47,10 +49,10 @@ class TrainingCurves(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Draw how far it came."""
-        if trainer.state.fn == "fit":
+        if trainer.state.fn is TrainerFn.FITTING:
             self._draw(trainer, pl_module)
 
-    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
+    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Figure | None:
         path = self.run_folder / "metrics.csv"
         if not trainer.is_global_zero or not path.is_file():
             return None
@@ -59,6 +61,8 @@ class TrainingCurves(L.Callback):
             figure = training_curves(
                 read_metrics(path), pl_module.headline, self.monitor, self.mode, title=self.run_folder.name
             )
+            if not figure.axes:
+                return None  # nothing is logged yet
             save_figure(figure, self.run_folder / "plots" / "training.png")
         except OSError as error:  # a full disk, say: what training needs of it is checked where it is written
             log.warning("the picture of training was not written: %s", error)
