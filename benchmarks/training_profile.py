@@ -1,8 +1,8 @@
 """Where the time of training on la_mini goes: python benchmarks/training_profile.py [option=value ...]
 
 Trains a few epochs of experiment=asvspoof/la_mini and splits the wall time of the training loop into waiting for data,
-the model's steps and the rest; with the CPU time of the process over wall time and cores. Options are those of
-audiolab.run.
+the model's steps and the rest, with the share of the callbacks that measure and show it; with the CPU time of the
+process over wall time and cores. Options are those of audiolab.run.
 """
 
 from __future__ import annotations
@@ -63,6 +63,9 @@ def main(overrides: list[str]) -> None:
     parts["Lightning, logs, checkpoints"] = clock.wall_s - sum(parts.values())
     for part, seconds in parts.items():
         table.add_row(part, f"{seconds:.2f}", f"{100 * seconds / clock.wall_s:.1f} %")
+    for name in ("Throughput", "TrainingCurves", "EpochLine"):
+        seconds = sum(took_s for action, took_s in took.items() if action.startswith(f"[Callback]{name}."))
+        table.add_row(f"  of that: {name}", f"{seconds:.3f}", f"{100 * seconds / clock.wall_s:.2f} %")
     busy = clock.cpu_s / (clock.wall_s * (os.cpu_count() or 1))
     table.add_row("CPU time / (wall x cores)", f"{clock.cpu_s:.2f}", f"{100 * busy:.1f} %")
     console().print(table)

@@ -89,8 +89,8 @@ def test_a_line_that_was_cut_off_is_left_out_and_written_over(tmp_path: Path, cu
 
 
 def test_a_long_run_copies_its_file_only_for_new_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    copies, copy = [], MetricsFile._copy
-    monkeypatch.setattr(MetricsFile, "_copy", lambda self, rows: (copies.append(1), copy(self, rows)))
+    copies, copy = [], MetricsFile._rewrite
+    monkeypatch.setattr(MetricsFile, "_rewrite", lambda self, row: (copies.append(1), copy(self, row)))
     file = MetricsFile(tmp_path / "metrics.csv")
     for step in range(500):
         add(file, step, loss=0.5, lr=1e-3)
