@@ -154,7 +154,7 @@ def test_the_offline_wandb_run_can_be_read_back(finished: Path):
     for entry in ("image-file", "table-file"):
         assert entry in text
     media = next((finished / "wandb").glob("offline-run-*")) / "files" / "media"
-    assert len(list(media.rglob("*.png"))) == 6
+    assert len(list(media.rglob("*.png"))) == 7  # three of each set, and the training's
     tables = {path.name.split("_")[0]: json.loads(path.read_text()) for path in (media / "table" / "eval").iterdir()}
     assert len(tables["scores"]["data"]) == 16
     assert [row[0] for row in tables["attack"]["data"]] == ["A07", "A08"]
