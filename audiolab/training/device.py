@@ -140,7 +140,7 @@ def device_warnings(
     total_mb = counters.get("gpu_memory_total_mb", 0.0)
     if total_mb and counters["gpu_memory_peak_mb"] > memory_percent / 100 * total_mb:
         found["memory"] = (
-            f"up to {counters['gpu_memory_peak_mb']:,.0f} of the GPU's {total_mb:,.0f} MiB were taken: a longer batch may "
-            "not fit; halve data.batch_size and double trainer.accumulate_grad_batches to be safe"
+            f"up to {counters['gpu_memory_peak_mb']:,.0f} of the GPU's {total_mb:,.0f} MiB were taken: a longer batch "
+            "may not fit; halve data.batch_size and double trainer.accumulate_grad_batches to be safe"
         )
     return found
