@@ -1,0 +1,100 @@
+"""The processors, memory and GPUs that this process may use, against what the run asks for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audiolab.preflight.findings import Finding
+
+GROUP = "machine"
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU that this process sees."""
+
+    name: str
+    total_mb: float
+    free_mb: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is here; memory is None where the system does not tell."""
+
+    num_cores: int
+    available_mb: float | None
+    gpus: tuple[Gpu, ...]
+
+
+def this_machine(*, gpu_memory: bool = True) -> Machine:
+    """Look at this machine, within the limits of the container.
+
+    Reading a GPU's memory takes some of it (a CUDA context), so a process that starts others leaves it.
+    """
+    import torch
+
+    gpus = []
+    for number in range(torch.cuda.device_count()) if gpu_memory else ():
+        free, total = torch.cuda.mem_get_info(number)
+        gpus.append(Gpu(torch.cuda.get_device_name(number), total / 2**20, free / 2**20))
+    return Machine(num_cores(), available_mb(), tuple(gpus))
+
+
+def num_cores(cgroup: Path = _CGROUP) -> int:
+    """Return the processors that this process may use: its affinity, and the container's quota where that is less."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _text(cgroup / "cpu.max").partition(" ")
+    return min(allowed, max(1, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else allowed
+
+
+def available_mb(cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> float | None:
+    """Return the memory that is not in use, or what the container's limit leaves of it, in MiB; None if unknown."""
+    lines = dict(line.split(":", 1) for line in _text(meminfo).splitlines() if ":" in line)
+    found = [int(lines["MemAvailable"].split()[0]) / 2**10] if "MemAvailable" in lines else []
+    limit, used = _text(cgroup / "memory.max"), _text(cgroup / "memory.current")
+    if limit.isdigit() and used.isdigit():
+        reclaimable = [
+            line.split()[1] for line in _text(cgroup / "memory.stat").splitlines() if "inactive_file" in line
+        ]
+        found.append((int(limit) - int(used) + int(reclaimable[0] if reclaimable else 0)) / 2**20)
+    return min(found, default=None)
+
+
+def examine_machine(machine: Machine, config: dict[str, Any], num_processes: int) -> list[Finding]:
+    """Compare a machine with the trainer and data sections of a config.
+
+    >>> config = {"trainer": {"accelerator": "cpu", "devices": 1}, "data": {"num_workers": 0}}
+    >>> [finding.found for finding in examine_machine(Machine(2, 8192.0, ()), config, 1)]
+    ['2 cores, 8.0 GiB of memory free', 'none', '1 process, on cpu']
+    """
+    trainer, workers = config["trainer"], config["data"].get("num_workers", 0)
+    memory = "" if machine.available_mb is None else f", {machine.available_mb / 1024:.1f} GiB of memory free"
+    here = f"{machine.num_cores} core{'s' * (machine.num_cores != 1)}{memory}"
+    findings = [Finding(GROUP, "processors", "ok", here)]
+    if workers and workers * num_processes > machine.num_cores:
+        found = f"{here}; {num_processes * workers} data workers are asked for"
+        remedy = f"data.num_workers={machine.num_cores // num_processes} is as quick"
+        findings = [Finding(GROUP, "processors", "warning", found, remedy)]
+    accelerator = trainer.get("accelerator", "auto")
+    listed = [f"{gpu.name}, {gpu.free_mb / 1024:.1f} of {gpu.total_mb / 1024:.1f} GiB free" for gpu in machine.gpus]
+    if machine.gpus and accelerator == "cpu":
+        findings.append(Finding(GROUP, "GPUs", "warning", "; ".join(listed), "trainer=gpu uses one; now none is used"))
+    else:
+        findings.append(Finding(GROUP, "GPUs", "ok", "; ".join(listed) or "none"))
+    device = "cpu" if not machine.gpus and accelerator == "auto" else accelerator
+    processes = f"{num_processes} process{'es' * (num_processes != 1)}"
+    findings.append(Finding(GROUP, "trainer", "ok", f"{processes}, on {'gpu' if device == 'auto' else device}"))
+    return findings
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
