@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     from audiolab.training.data import SpeechData
     from audiolab.training.task import Task
 
-USAGE = """\
-python -m audiolab.check task=<task> [option=value ...]      the options of audiolab.run
-
+_TRIED_ITEMS = 20  # for two that can be read
+DESCRIPTION = """\
 Packages, machine, memory, disk, pretrained weights, the configuration, the lists, and every audio file: a tick, a
 warning or a cross each, and what to do. Files are decoded once; the next check reads only what has changed.
 """
@@ -35,7 +35,9 @@ warning or a cross each, and what to do. Files are decoded once; the next check 
 def main(argv: Sequence[str]) -> int:
     """Print the table, or JSON; returns 0 where a run may start and 1 where it may not."""
     parser = argparse.ArgumentParser(
-        prog="python -m audiolab.check", usage=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m audiolab.check",
+        usage="%(prog)s task=<task> [option=value ...] [--quick] [--json] [--plots FOLDER] [--config-dir DIR]",
+        description=DESCRIPTION,
     )
     parser.add_argument("overrides", nargs="*", metavar="option=value", help="as for audiolab.run")
     parser.add_argument("--quick", action="store_true", help="decode no audio and run no step of the model")
@@ -172,16 +174,19 @@ def _prepare(data: SpeechData, config: dict[str, Any]) -> list[Finding]:
 
 def _step(task: Task, data: SpeechData | None) -> tuple[float | None, list[Finding]]:
     """One forward and backward pass of two real items on the CPU: MiB an item, and whether it works at all."""
-    from audiolab.preflight.findings import Finding
+    from audiolab.preflight.findings import Finding, size
     from audiolab.training.data import BadItem, collate
     from audiolab.training.footprint import step_memory
 
     try:
         utterances = data.utterances("train")
-        last = len(utterances) - 1
-        items = [item for index in (0, last) if not isinstance(item := utterances[(0, index)], BadItem)]
+        tried = dict.fromkeys([0, len(utterances) - 1, *range(min(_TRIED_ITEMS, len(utterances)))])  # of both ends
+        read = (utterances[(0, index)] for index in tried)
+        items = list(itertools.islice((item for item in read if not isinstance(item, BadItem)), 2))
         if not items:
-            return None, [Finding("configuration", "a step", "warning", "not tried: its two files cannot be read")]
+            return None, [
+                Finding("configuration", "a step", "warning", f"not tried: {len(tried)} files are unreadable")
+            ]
         batch = collate(items)
         batch.pop("bad")
         loss, kept_mb = step_memory(task, batch)
@@ -194,7 +199,8 @@ def _step(task: Task, data: SpeechData | None) -> tuple[float | None, list[Findi
     if loss != loss or abs(loss) == float("inf"):
         found = f"the loss of two items is {loss}"
         return None, [Finding("configuration", "a step", "problem", found, "look at loss, model and these files")]
-    words = f"forward and backward of {len(items)} items work, {kept_mb / len(items):,.1f} MiB an item; loss {loss:.3f}"
+    an_item = size(kept_mb / len(items))
+    words = f"forward and backward of {len(items)} items work, {an_item} an item; loss {loss:.3f}"
     return kept_mb / len(items), [Finding("configuration", "a step", "ok", words)]
 
 

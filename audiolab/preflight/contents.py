@@ -81,7 +81,7 @@ def check_duplicates(sets: Mapping[str, pd.DataFrame], facts: Facts) -> list[Fin
     ):
         if found:
             items = tuple(" = ".join(f"{name} {id_}" for name, id_ in group) for group in found)
-            words = f"{len(found):,} recordings are {where} under several names"
+            words = f"{len(found):,} recording{'s' * (len(found) != 1)} {where} under several names"
             findings.append(Finding(GROUP, "duplicates", state, words, remedy, items))
     return findings or [Finding(GROUP, "duplicates", "ok", "no two files have the same samples")]
 
@@ -109,7 +109,7 @@ def _formats(facts: Facts, ids: Mapping[str, str]) -> list[Finding]:
         return [Finding(GROUP, "format", "ok", f"all {shown}")]
     items = _named(odd, ids, lambda file: _kind((facts[file].sample_rate, facts[file].num_channels)))
     remedy = "they are converted when read; make sure that their kind does not tell the classes apart"
-    return [Finding(GROUP, "format", "warning", f"{len(odd):,} differ from the rest, {shown}", remedy, items)]
+    return [Finding(GROUP, "format", "warning", f"{len(odd):,} of {len(facts):,} are not {shown}", remedy, items)]
 
 
 def _levels(facts: Facts, ids: Mapping[str, str]) -> list[Finding]:
@@ -118,11 +118,11 @@ def _levels(facts: Facts, ids: Mapping[str, str]) -> list[Finding]:
     findings = []
     if silent:
         items = _named(silent, ids, lambda file: f"peak {_dbfs(facts[file].peak)}")
-        words = f"{len(silent):,} have no sound above {_dbfs(SILENT_PEAK)}"
+        words = f"{len(silent):,} of {len(facts):,} have nothing above {_dbfs(SILENT_PEAK)}"
         findings.append(Finding(GROUP, "silence", "warning", words, "listen to them, and take them out", items))
     if clipped:
         items = _named(clipped, ids, lambda file: f"{100 * facts[file].clipped:.1f} % of the samples")
-        words = f"{len(clipped):,} reach full scale in more than {100 * CLIPPED_SHARE:g} % of their samples"
+        words = f"{len(clipped):,} of {len(facts):,} have over {100 * CLIPPED_SHARE:g} % of their samples at full scale"
         findings.append(Finding(GROUP, "clipping", "warning", words, "record them again if you can", items))
     if facts and not findings:
         findings.append(Finding(GROUP, "level", "ok", "none is silent or clipped"))
@@ -142,7 +142,7 @@ def _durations(sets: Mapping[str, pd.DataFrame], facts: Facts, ids: Mapping[str,
     short = [file for file, fact in facts.items() if fact.duration_s < SHORT_S]
     if short:
         items = _named(short, ids, lambda file: f"{facts[file].duration_s:.3f} s")
-        found = f"{len(short):,} are shorter than {SHORT_S} s"
+        found = f"{len(short):,} of {len(facts):,} are shorter than {SHORT_S} s"
         findings.append(
             Finding(GROUP, "short files", "warning", found, "listen to them: there is hardly speech", items)
         )

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from audiolab.preflight.findings import Finding
+from audiolab.preflight.findings import Finding, size
 
 GROUP = "disk"
 _TIGHT = 2.0  # warn where less than this many times the need is free
@@ -18,13 +18,13 @@ def check_disk(folder: Path, needed_mb: float | None, free_mb: float, writable: 
     >>> check_disk(Path("outputs"), 6000.0, 4000.0, writable=True).state
     'problem'
     >>> check_disk(Path("outputs"), 6000.0, 8000.0, writable=True).found
-    'checkpoints take up to 5.9 GiB, 7.8 are free in outputs'
+    'checkpoints take up to 5.9 GiB, 7.8 GiB are free in outputs'
     """
     if not writable:
         return Finding(GROUP, "outputs", "problem", f"{folder} cannot be written", "choose another one with outputs=")
     if needed_mb is None:
-        return Finding(GROUP, "outputs", "ok", f"{folder} can be written, {free_mb / 1024:.1f} GiB are free")
-    found = f"checkpoints take up to {needed_mb / 1024:.1f} GiB, {free_mb / 1024:.1f} are free in {folder}"
+        return Finding(GROUP, "outputs", "ok", f"{folder} can be written, {size(free_mb)} are free")
+    found = f"checkpoints take up to {size(needed_mb)}, {size(free_mb)} are free in {folder}"
     remedy = "free some, choose another disk with outputs=, or keep fewer checkpoints"
     if free_mb < needed_mb:
         return Finding(GROUP, "outputs", "problem", found, remedy)

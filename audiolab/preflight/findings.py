@@ -15,7 +15,7 @@ State = Literal["ok", "warning", "problem"]
 _MARKS = {"ok": ("✓", "green"), "warning": ("⚠", "yellow"), "problem": ("✗", "bold red")}
 _PLAIN_MARKS = {"ok": "+", "warning": "!", "problem": "x"}  # where the terminal cannot show the others
 _ITEMS_SHOWN = 5
-_WIDTH = 100
+_WIDTH, _WIDEST_NAME = 100, 18
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,26 @@ def some(items: Sequence[str], num: int = _ITEMS_SHOWN) -> str:
     return ", ".join(items[:num]) + more
 
 
+def size(mb: float) -> str:
+    """Write a number of MiB in a unit that suits it.
+
+    >>> size(0.03), size(12.34), size(8192.0)
+    ('31 KiB', '12.3 MiB', '8.0 GiB')
+    """
+    if mb < 1:
+        return f"{mb * 1024:.0f} KiB"
+    return f"{mb:.1f} MiB" if mb < 1000 else f"{mb / 1024:.1f} GiB"
+
+
 def print_report(report: Report, title: str, terminal: Console) -> None:
     """Print the table, grouped, and the verdict as the last line; never wider than the terminal or 100 columns."""
     plain = not (terminal.encoding or "").lower().startswith("utf")
+    widest = max((len(finding.check) for finding in report.findings), default=0)
     terminal.print(Text(title, style="bold"))
     for group in dict.fromkeys(finding.group for finding in report.findings):
         table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
         table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True, min_width=14)
+        table.add_column(min_width=min(widest, _WIDEST_NAME), max_width=_WIDEST_NAME, overflow="fold")
         table.add_column(overflow="fold")
         for finding in report.findings:
             if finding.group == group:
@@ -103,7 +115,7 @@ def print_report(report: Report, title: str, terminal: Console) -> None:
                 shown = Text(_PLAIN_MARKS[finding.state] if plain else mark, style=style)
                 table.add_row(shown, finding.check, Group(*_lines(finding)))
         terminal.print(Text(f"\n{group}", style="bold"))
-        terminal.print(Padding(table, (0, 0, 0, 1)), width=min(terminal.width, _WIDTH))
+        terminal.print(Padding(table, (0, 0, 0, 1), expand=False), width=min(terminal.width, _WIDTH))
     terminal.print(Text(f"\n{report.verdict}", style="bold green" if report.ready else "bold red"))
 
 

@@ -63,7 +63,7 @@ def _classes(sets: Mapping[str, pd.DataFrame]) -> list[Finding]:
     if not counts:
         return []
     shown = "; ".join(
-        f"{name} " + ", ".join(f"{label} {n:,} ({100 * n / sum(found.values()):.0f} %)" for label, n in found.items())
+        f"{name} " + ", ".join(f"{label} {n:,} ({100 * n / sum(found.values()):.0f}%)" for label, n in found.items())
         for name, found in counts.items()
         if len(found) <= 20
     )
@@ -101,7 +101,7 @@ def _repeated(sets: Mapping[str, pd.DataFrame], column: str, plural: str) -> lis
     shared = _overlaps(sets, lambda listing: set(listing[column]) if column in listing else set())
     remedy = "take them out of one of the sets: what was trained on cannot be judged on"
     return [
-        Finding(GROUP, plural, "problem", f"{len(found):,} are in {one} and in {other}", remedy, tuple(sorted(found)))
+        Finding(GROUP, plural, "problem", f"{len(found):,} shared by {one} and {other}", remedy, tuple(sorted(found)))
         for (one, other), found in shared.items()
     ]
 
@@ -110,7 +110,7 @@ def _shared(sets: Mapping[str, pd.DataFrame], column: str) -> list[Finding]:
     remedy = "numbers on that set say nothing about new ones: divide anew, or say so where they are quoted"
     return [
         Finding(
-            GROUP, f"{column}s", "warning", f"{len(found):,} are in {one} and in {other}", remedy, tuple(sorted(found))
+            GROUP, f"{column}s", "warning", f"{len(found):,} shared by {one} and {other}", remedy, tuple(sorted(found))
         )
         for (one, other), found in _overlaps(sets, lambda listing: _values(listing, column)).items()
     ]

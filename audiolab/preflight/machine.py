@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audiolab.preflight.findings import Finding
+from audiolab.preflight.findings import Finding, size
 
 GROUP = "machine"
 _CGROUP = Path("/sys/fs/cgroup")
@@ -74,7 +74,7 @@ def examine_machine(machine: Machine, config: dict[str, Any], num_processes: int
     ['2 cores, 8.0 GiB of memory free', 'none', '1 process, on cpu']
     """
     trainer, workers = config["trainer"], config["data"].get("num_workers", 0)
-    memory = "" if machine.available_mb is None else f", {machine.available_mb / 1024:.1f} GiB of memory free"
+    memory = "" if machine.available_mb is None else f", {size(machine.available_mb)} of memory free"
     here = f"{machine.num_cores} core{'s' * (machine.num_cores != 1)}{memory}"
     findings = [Finding(GROUP, "processors", "ok", here)]
     if workers and workers * num_processes > machine.num_cores:
@@ -82,7 +82,7 @@ def examine_machine(machine: Machine, config: dict[str, Any], num_processes: int
         remedy = f"data.num_workers={machine.num_cores // num_processes} is as quick"
         findings = [Finding(GROUP, "processors", "warning", found, remedy)]
     accelerator = trainer.get("accelerator", "auto")
-    listed = [f"{gpu.name}, {gpu.free_mb / 1024:.1f} of {gpu.total_mb / 1024:.1f} GiB free" for gpu in machine.gpus]
+    listed = [f"{gpu.name}, {size(gpu.free_mb)} of {size(gpu.total_mb)} free" for gpu in machine.gpus]
     if machine.gpus and accelerator == "cpu":
         findings.append(Finding(GROUP, "GPUs", "warning", "; ".join(listed), "trainer=gpu uses one; now none is used"))
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from audiolab.preflight.findings import Finding
+from audiolab.preflight.findings import Finding, size
 from audiolab.training.footprint import Footprint
 
 GROUP = "machine"
@@ -27,25 +27,24 @@ def check_memory(
 
     >>> needs = Footprint(weights_mb=1000.0, trainable_mb=1000.0, averages_mb=0.0)
     >>> check_memory(needs, 100.0, 32, "32-true", 1, 80000.0, 79000.0, "GPU").found
-    '8.0 GiB: weights, gradients, optimiser 3.9, activations of 32 items about 4.1; 77.1 free on the GPU'
+    '8.0 GiB: weights, gradients, optimiser 3.9 GiB, activations of 32 items about 4.1 GiB; 77.1 GiB free on the GPU'
     >>> check_memory(needs, 100.0, 32, "32-true", 1, 6000.0, 5000.0, "GPU").state
     'problem'
     """
     exact_mb = footprint.training_mb / shards
-    shown = f"{exact_mb / 1024:.1f}"
     if item_mb is None:
-        need_mb, words = exact_mb, f"{shown} GiB: weights, gradients, optimiser (activations not measured)"
+        need_mb, words = exact_mb, f"weights, gradients, optimiser {size(exact_mb)}; activations not measured"
     else:
         share = _HALF if "16" in precision else 1.0
         activations_mb = item_mb * batch_size * share * BACKWARD
         need_mb = exact_mb + activations_mb
         words = (
-            f"{need_mb / 1024:.1f} GiB: weights, gradients, optimiser {shown}, "
-            f"activations of {batch_size} items about {activations_mb / 1024:.1f}"
+            f"{size(need_mb)}: weights, gradients, optimiser {size(exact_mb)}, "
+            f"activations of {batch_size} items about {size(activations_mb)}"
         )
     if free_mb is None or total_mb is None:
         return Finding(GROUP, "memory", "ok", words)
-    words += f"; {free_mb / 1024:.1f} free on the {device}"
+    words += f"; {size(free_mb)} free on the {device}"
     remedy = "give a smaller data.batch_size and as much more trainer.accumulate_grad_batches"
     if exact_mb > total_mb:
         return Finding(GROUP, "memory", "problem", words, "choose a smaller model, freeze more of it, or use FSDP")
@@ -63,8 +62,8 @@ def check_kept_audio(duration_s: float, num_processes: int, free_mb: float | Non
     'warning'
     """
     need_mb = duration_s * 16_000 * 4 / 2**20 * num_processes
-    words = f"data.in_memory keeps {need_mb / 1024:.1f} GiB of audio"
+    words = f"data.in_memory keeps {size(need_mb)} of audio"
     if free_mb is not None and need_mb > free_mb:
         remedy = "set data.in_memory=false"
-        return Finding(GROUP, "audio in memory", "warning", f"{words}; {free_mb / 1024:.1f} are free", remedy)
+        return Finding(GROUP, "audio in memory", "warning", f"{words}; {size(free_mb)} are free", remedy)
     return Finding(GROUP, "audio in memory", "ok", words)

@@ -10,7 +10,7 @@ from typing import Any
 
 from audiolab.preflight.findings import Finding
 
-GROUP = "pretrained"
+GROUP, CHECK = "pretrained", "weights"
 TIMEOUT_S = 5.0
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _REMEDY = "give a local folder with config.json and model.safetensors as {where}, or {where}=null for random weights"
@@ -34,19 +34,21 @@ def check_pretrained(where: str, name: str) -> Finding:
     if path.is_file():
         empty = path.stat().st_size == 0
         remedy = "copy it again" if empty else ""
-        return Finding(GROUP, where, "problem" if empty else "ok", f"{name}{' is empty' if empty else ''}", remedy)
+        return Finding(
+            GROUP, CHECK, "problem" if empty else "ok", f"{where}: {name}{' is empty' if empty else ''}", remedy
+        )
     if path.is_dir():
         return _folder(where, name, path)
     if name.startswith(("/", ".", "~")) or name.count("/") != 1 or path.suffix in (".pth", ".pt", ".ckpt"):
-        return Finding(GROUP, where, "problem", f"{name} does not exist", _REMEDY.format(where=where))
+        return Finding(GROUP, CHECK, "problem", f"{where}: {name} does not exist", _REMEDY.format(where=where))
     return _hub(where, name)
 
 
 def _folder(where: str, name: str, folder: Path) -> Finding:
     found = missing_of(folder)
     if found:
-        return Finding(GROUP, where, "problem", f"the folder {name} {found}", _REMEDY.format(where=where))
-    return Finding(GROUP, where, "ok", f"the folder {name} has config.json and weights")
+        return Finding(GROUP, CHECK, "problem", f"{where}: the folder {name} {found}", _REMEDY.format(where=where))
+    return Finding(GROUP, CHECK, "ok", f"{where}: the folder {name} has config.json and weights")
 
 
 def missing_of(folder: Path) -> str | None:
@@ -81,25 +83,24 @@ def is_whole(path: Path) -> bool:
 
 
 def _hub(where: str, name: str) -> Finding:
-    import httpx
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         cached = [try_to_load_from_cache(name, file) for file in ("config.json", *_WEIGHTS)]
         if isinstance(cached[0], str) and any(isinstance(file, str) for file in cached[1:]):
-            return Finding(GROUP, where, "ok", f"{name} is in the local Hugging Face cache")
+            return Finding(GROUP, CHECK, "ok", f"{where}: {name} is in the local Hugging Face cache")
         files = HfApi().model_info(name, timeout=TIMEOUT_S, files_metadata=True).siblings or []
     except RepositoryNotFoundError:
-        found = f"the hub has no model {name}, or it is private and no token is set"
-        return Finding(GROUP, where, "problem", found, _REMEDY.format(where=where))
-    except (OSError, httpx.HTTPError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
+        found = f"{where}: the hub has no model {name}, or it is private and no token is set"
+        return Finding(GROUP, CHECK, "problem", found, _REMEDY.format(where=where))
+    except Exception as error:  # offline, no route, a time-out: whose classes change with the client's HTTP library
         found = (
-            f"{name} is neither a folder here nor in the local Hugging Face cache, and the hub cannot be reached "
+            f"{where}: {name} is neither a folder here nor in the local Hugging Face cache, and the hub cannot be reached "
             f"({type(error).__name__})"
         )
-        return Finding(GROUP, where, "problem", found, _REMEDY.format(where=where))
+        return Finding(GROUP, CHECK, "problem", found, _REMEDY.format(where=where))
     sizes = {file.rfilename: file.size or 0 for file in files}
     size = next((sizes[weights] for weights in _WEIGHTS if weights in sizes), 0)
     shown = f" ({size / 2**30:.1f} GiB, downloaded when the run starts)" if size else ""
-    return Finding(GROUP, where, "ok", f"the hub has {name}{shown}")
+    return Finding(GROUP, CHECK, "ok", f"{where}: the hub has {name}{shown}")
