@@ -91,7 +91,6 @@ def check(config: dict[str, Any], *, quick: bool = False, plots: str | Path | No
     if data is not None:
         with faults:
             prepared = _prepare(data, config)
-        with faults:
             for name in data.listed_sets:
                 with faults:
                     sets[name] = data.listing(name)

@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import soundfile
 import torch
-from conftest_corpus import corpus, make_tiny_la
+from conftest_corpus import corpus
 from test_run import ROOT, options
 
 from audiolab import check, run
@@ -226,7 +226,7 @@ def test_the_built_in_corpus_is_made_and_told_of(
 ):
     from audiolab.tasks.asvspoof import data, demo
 
-    few = partial(demo.prepare_demo_corpus, num_train=12, num_dev=6, num_eval=12)
+    few = partial(demo.prepare_demo_corpus, num_train=12, num_dev=12, num_eval=12)
     monkeypatch.setattr(data, "prepare_demo_corpus", few)
     argv = ["task=asvspoof", f"outputs={tmp_path / 'out'}", "trainer=cpu"]
     code, found, _ = checked(capsys, *argv)
@@ -235,25 +235,26 @@ def test_the_built_in_corpus_is_made_and_told_of(
     assert "built-in data" not in checked(capsys, *argv)[1]
 
 
-def test_in_a_process_of_its_own_with_a_hub_that_does_not_answer(tiny_la: Path, tmp_path: Path):
-    files(tiny_la, "dev")[0].unlink()
-    argv = [*options(tiny_la, tmp_path), "model=asvspoof/wavlm_mhfa_tiny", "model.front_end.pretrained=some/where"]
-    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"), "COLUMNS": "80"}
-    done = subprocess.run(
-        [sys.executable, "-m", "audiolab.check", *argv, "--json"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        timeout=120,
-    )
-    assert done.returncode == 1, done.stderr
-    found = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
+def test_a_hub_that_does_not_answer(
+    tiny_la: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    argv = [*options(tiny_la, tmp_path), "model=asvspoof/aasist", "model.pretrained=some/where"]
+    code, found, _ = checked(capsys, *argv)
+    assert code == 1
     assert "some/where is neither a folder here" in found["weights"]["found"]
     assert "hub cannot be reached" in found["weights"]["found"]
-    assert "model.front_end.pretrained=null" in found["weights"]["remedy"]
-    assert found["a step"]["state"] == "ok"  # neither size nor shape depends on the weights
-    assert found["files"]["state"] == "problem"
+    assert "model.pretrained=null" in found["weights"]["remedy"]
+    assert found["a step"]["state"] == found["options"]["state"] == "ok"  # nothing there depends on the weights
+    assert "weights" not in checked(capsys, *argv, "--quick")[1]
+
+
+def test_in_a_process_of_its_own(tiny_la: Path, tmp_path: Path):
+    files(tiny_la, "dev")[0].unlink()
+    command = [sys.executable, "-m", "audiolab.check", *options(tiny_la, tmp_path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert [f["check"] for f in json.loads(done.stdout)["findings"] if f["state"] == "problem"] == ["files"]
 
 
 def test_local_weights_are_complete_or_not(tmp_path: Path):
@@ -280,14 +281,18 @@ def test_before_a_run_only_what_is_not_fine_is_said(
     tiny_la: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     argv = options(tiny_la, tmp_path, "trainer.max_epochs=1")
-    write_lines(tiny_la, "dev.trl", [*lines(tiny_la, "dev.trl")[:-1], lines(tiny_la, "train.trn")[-1]])
-    shutil.copy(files(tiny_la, "train")[-1], files(tiny_la, "dev")[0].parent)
-    with pytest.raises(InputError, match=r"ids: 1 shared by train and dev \(LA_T_\d+\): take them out"):
+    whole = lines(tiny_la, "dev.trl")
+    write_lines(tiny_la, "dev.trl", [*whole, lines(tiny_la, "train.trn")[0]])
+    name = lines(tiny_la, "train.trn")[0].split()[1]
+    copy = shutil.copy(files(tiny_la, "train")[0].with_stem(name), files(tiny_la, "dev")[0].parent)
+    with pytest.raises(InputError, match=rf"ids: 1 shared by train and dev \({name}\): take them out"):
         run.main([*argv, "name=x"])
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="cannot be written: choose another one with outputs="):
-        run.main([*options(make_tiny_la_again(tiny_la), tmp_path), "outputs=/proc/nowhere", "name=x"])
+    write_lines(tiny_la, "dev.trl", whole)
+    Path(copy).unlink()
     (tmp_path / "a_file").write_text("")
+    with pytest.raises(InputError, match="cannot be written: choose another one with outputs="):
+        run.main([*options(tiny_la, tmp_path), "outputs=/proc/nowhere", "name=x"])
     with pytest.raises(InputError, match="is a file, so"):
         run.main([*options(tiny_la, tmp_path), f"outputs={tmp_path / 'a_file/out'}", "name=x"])
     caplog.clear()
@@ -299,12 +304,6 @@ def test_before_a_run_only_what_is_not_fine_is_said(
     assert len(said) == 1 and f"speakers: 1 shared by train and eval ({speaker})" in said[0]
     monkeypatch.setattr("audiolab.preflight.quick.examine_packages", None)  # of a finished run nothing is checked
     assert run.main([*argv, "name=x"]) == 0
-
-
-def make_tiny_la_again(root: Path) -> Path:
-    """Take back the trial that two sets list."""
-    write_lines(root, "dev.trl", lines(root, "dev.trl")[:-1])
-    return root
 
 
 def test_checkpoints_against_the_disk():
@@ -333,7 +332,7 @@ def test_memory_of_a_step_is_what_forward_keeps():
     model, batch = Small(), {"wave": torch.ones(128, 64)}
     loss, kept_mb = step_memory(model, batch)
     assert kept_mb * 2**20 == 128 * (64 + 256) * 4  # the input of the layer, the output of the sigmoid
-    assert loss == pytest.approx(float(model.loss(batch)[0])) and model.layer.weight.grad is None
+    assert loss == pytest.approx(model.loss(batch)[0].item()) and model.layer.weight.grad is None
     assert footprint(model, averages=1).training_mb * 2**20 == 4 * (64 * 256 + 256) * 5
 
 

@@ -96,8 +96,8 @@ def _hub(where: str, name: str) -> Finding:
         return Finding(GROUP, CHECK, "problem", found, _REMEDY.format(where=where))
     except Exception as error:  # offline, no route, a time-out: whose classes change with the client's HTTP library
         found = (
-            f"{where}: {name} is neither a folder here nor in the local Hugging Face cache, and the hub cannot be reached "
-            f"({type(error).__name__})"
+            f"{where}: {name} is neither a folder here nor in the local Hugging Face cache, and the hub cannot be "
+            f"reached ({type(error).__name__})"
         )
         return Finding(GROUP, CHECK, "problem", found, _REMEDY.format(where=where))
     sizes = {file.rfilename: file.size or 0 for file in files}
