@@ -95,7 +95,7 @@ def check(config: dict[str, Any], *, quick: bool = False, plots: str | Path | No
                 with faults:
                     sets[name] = data.listing(name)
         if task is not None:
-            with faults:
+            with faults, _no_warnings_of("audiolab.audio.io"):  # which would name each missing file
                 engine.check_together(config, task, data)
 
     needs = None if task is None else footprint(task, num_averages(config["callbacks"] or {}))
@@ -141,6 +141,18 @@ class _Faults:
         return True
 
 
+@contextlib.contextmanager
+def _no_warnings_of(name: str) -> Iterator[None]:
+    """Let a logger pass errors only."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _built(config: dict[str, Any], faults: _Faults) -> tuple[Task | None, SpeechData | None]:
     """The task without pretrained weights, and the data as if every file may be missing: they are counted later."""
     from audiolab import engine
@@ -152,10 +164,8 @@ def _built(config: dict[str, Any], faults: _Faults) -> tuple[Task | None, Speech
         if not list(pretrained_options(bare)):  # else its size is known only from the weights, which stay unread
             task = engine.build_task({**config, "model": bare})
     with faults:
-        engine.build_data(config)
         lenient = {**config["data"], "on_bad_audio": "skip", "max_bad_audio": 10**9}
         data = engine.build_data({**config, "data": lenient})
-    logging.getLogger("audiolab.audio.io").setLevel(logging.ERROR)  # which would name each missing file
     return task, data
 
 

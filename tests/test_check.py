@@ -27,7 +27,8 @@ from audiolab.preflight.disk import check_disk
 from audiolab.preflight.files import FactsCache, read_files
 from audiolab.preflight.findings import Finding, Report
 from audiolab.preflight.lists import examine_lists
-from audiolab.preflight.machine import available_mb, num_cores
+from audiolab.preflight.machine import Gpu, Machine, available_mb, examine_machine, num_cores
+from audiolab.preflight.quick import memory_finding
 from audiolab.preflight.packages import MALICIOUS, check_packages, check_safety, requirements
 from audiolab.preflight.pretrained import check_pretrained
 from audiolab.training.footprint import Footprint, checkpoints_mb, footprint, step_memory
@@ -356,6 +357,25 @@ def test_limits_of_a_container(tmp_path: Path):
     (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {100 * 2**20}\n")
     assert available_mb(tmp_path, meminfo) == 212
     assert available_mb(tmp_path / "none", tmp_path / "none") is None
+
+
+def test_a_machine_with_gpus():
+    """Counted on numbers: there is none here."""
+    config = {"trainer": {"accelerator": "auto", "devices": 2}, "data": {"num_workers": 6, "batch_size": 16}}
+    gpus = Machine(8, 64_000.0, (Gpu("H", 80_000.0, 70_000.0), Gpu("H", 80_000.0, 20_000.0)))
+    found = {finding.check: finding for finding in examine_machine(gpus, config, 2)}
+    assert found["processors"].state == "warning" and found["processors"].remedy.startswith("data.num_workers=4")
+    assert found["trainer"].found == "2 processes, on gpu"
+    big = Footprint(weights_mb=25_000.0, trainable_mb=25_000.0)  # 97.7 GiB with gradients and moments
+    assert memory_finding(config, big, None, gpus, 2).state == "problem"
+    sharded = {**config, "trainer": {**config["trainer"], "strategy": "fsdp"}}
+    assert memory_finding(sharded, big, None, gpus, 2).state == "warning"  # half of it on each, of which one is busy
+    small = Footprint(weights_mb=100.0, trainable_mb=100.0)
+    assert memory_finding(config, small, 900.0, gpus, 2).state == "ok"  # 16 items: 18.7 GB
+    assert memory_finding(config, small, 2000.0, gpus, 2).state == "warning"
+    assert memory_finding(config, small, 8000.0, gpus, 2).state == "problem"
+    unknown = Machine(8, 1000.0, (Gpu("GPU 0"), Gpu("GPU 1")))
+    assert memory_finding(config, big, None, unknown, 2).state == "ok"  # nobody looked
 
 
 def test_help_is_quick_and_loads_nothing_heavy():

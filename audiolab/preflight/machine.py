@@ -16,11 +16,11 @@ _MEMINFO = Path("/proc/meminfo")
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU that this process sees."""
+    """One GPU that this process sees; its memory is None where nobody looked."""
 
     name: str
-    total_mb: float
-    free_mb: float
+    total_mb: float | None = None
+    free_mb: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,10 @@ def this_machine(*, gpu_memory: bool = True) -> Machine:
     import torch
 
     gpus = []
-    for number in range(torch.cuda.device_count()) if gpu_memory else ():
+    for number in range(torch.cuda.device_count()):
+        if not gpu_memory:
+            gpus.append(Gpu(f"GPU {number}"))
+            continue
         free, total = torch.cuda.mem_get_info(number)
         gpus.append(Gpu(torch.cuda.get_device_name(number), total / 2**20, free / 2**20))
     return Machine(num_cores(), available_mb(), tuple(gpus))
@@ -77,20 +80,25 @@ def examine_machine(machine: Machine, config: dict[str, Any], num_processes: int
     memory = "" if machine.available_mb is None else f", {size(machine.available_mb)} of memory free"
     here = f"{machine.num_cores} core{'s' * (machine.num_cores != 1)}{memory}"
     findings = [Finding(GROUP, "processors", "ok", here)]
-    if workers and workers * num_processes > machine.num_cores:
-        found = f"{here}; {num_processes * workers} data workers are asked for"
+    workers = min(workers, machine.num_cores)  # as many as a loader starts
+    if workers * num_processes > machine.num_cores:
+        found = f"{here}; {num_processes} processes start {workers} data workers each"
         remedy = f"data.num_workers={machine.num_cores // num_processes} is as quick"
         findings = [Finding(GROUP, "processors", "warning", found, remedy)]
     accelerator = trainer.get("accelerator", "auto")
-    listed = [f"{gpu.name}, {size(gpu.free_mb)} of {size(gpu.total_mb)} free" for gpu in machine.gpus]
-    if machine.gpus and accelerator == "cpu":
-        findings.append(Finding(GROUP, "GPUs", "warning", "; ".join(listed), "trainer=gpu uses one; now none is used"))
-    else:
-        findings.append(Finding(GROUP, "GPUs", "ok", "; ".join(listed) or "none"))
+    listed = "; ".join(_words(gpu) for gpu in machine.gpus) or "none"
+    unused = "trainer=gpu would use one" if machine.gpus and accelerator == "cpu" else ""
+    findings.append(Finding(GROUP, "GPUs", "ok", listed, unused))
     device = "cpu" if not machine.gpus and accelerator == "auto" else accelerator
     processes = f"{num_processes} process{'es' * (num_processes != 1)}"
     findings.append(Finding(GROUP, "trainer", "ok", f"{processes}, on {'gpu' if device == 'auto' else device}"))
     return findings
+
+
+def _words(gpu: Gpu) -> str:
+    if gpu.free_mb is None or gpu.total_mb is None:
+        return gpu.name
+    return f"{gpu.name}, {size(gpu.free_mb)} of {size(gpu.total_mb)} free"
 
 
 def _text(path: Path) -> str:

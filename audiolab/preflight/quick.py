@@ -62,7 +62,7 @@ def memory_finding(
     trainer, batch_size = config["trainer"], config["data"]["batch_size"]
     precision, sharded = str(trainer.get("precision", "32-true")), "fsdp" in str(trainer.get("strategy", "auto"))
     if machine.gpus and trainer.get("accelerator", "auto") != "cpu":
-        smallest = min(machine.gpus, key=lambda gpu: gpu.free_mb)
+        smallest = min(machine.gpus, key=lambda gpu: gpu.free_mb or 0.0)
         shards = num_processes if sharded else 1
         return check_memory(
             needs, item_mb, batch_size, precision, shards, smallest.total_mb, smallest.free_mb, smallest.name
