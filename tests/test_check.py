@@ -28,9 +28,9 @@ from audiolab.preflight.files import FactsCache, read_files
 from audiolab.preflight.findings import Finding, Report
 from audiolab.preflight.lists import examine_lists
 from audiolab.preflight.machine import Gpu, Machine, available_mb, examine_machine, num_cores
-from audiolab.preflight.quick import memory_finding
 from audiolab.preflight.packages import MALICIOUS, check_packages, check_safety, requirements
 from audiolab.preflight.pretrained import check_pretrained
+from audiolab.preflight.quick import memory_finding
 from audiolab.training.footprint import Footprint, checkpoints_mb, footprint, step_memory
 
 PROTOCOL = "LA/ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm.{}.txt"
