@@ -39,7 +39,7 @@ def check_pretrained(where: str, name: str) -> Finding:
         )
     if path.is_dir():
         return _folder(where, name, path)
-    if name.startswith(("/", ".", "~")) or name.count("/") != 1 or path.suffix in (".pth", ".pt", ".ckpt"):
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or path.suffix in (".pth", ".pt", ".ckpt"):
         return Finding(GROUP, CHECK, "problem", f"{where}: {name} does not exist", _REMEDY.format(where=where))
     return _hub(where, name)
 
