@@ -156,6 +156,7 @@ def _no_warnings_of(name: str) -> Iterator[None]:
 def _built(config: dict[str, Any], faults: _Faults) -> tuple[Task | None, SpeechData | None]:
     """The task without pretrained weights, and the data as if every file may be missing: they are counted later."""
     from audiolab import engine
+    from audiolab.fine_tuning import start
     from audiolab.preflight.pretrained import pretrained_options
 
     task = data = None
@@ -163,6 +164,7 @@ def _built(config: dict[str, Any], faults: _Faults) -> tuple[Task | None, Speech
         bare = engine.without_pretrained(config["model"])
         if not list(pretrained_options(bare)):  # else its size is known only from the weights, which stay unread
             task = engine.build_task({**config, "model": bare})
+            start(task, config)
     with faults:
         lenient = {**config["data"], "on_bad_audio": "skip", "max_bad_audio": 10**9}
         data = engine.build_data({**config, "data": lenient})

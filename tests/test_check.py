@@ -204,6 +204,7 @@ def test_faults_of_the_options_are_crosses_beside_the_others(
     more = ["optimizer.lr=-1", "data.crop_samples=300", "--quick"]
     code, found, report = checked(capsys, *options(tiny_la, tmp_path), *more)
     assert code == 1
+    assert "nowhere" in checked(capsys, *options(tiny_la, tmp_path), "init.weights=nowhere")[1]["options"]["found"]
     sentences = [f["found"] for f in report["findings"] if f["check"] == "options"]
     assert len(sentences) == 2
     assert any("give a positive rate" in text for text in sentences)
@@ -312,10 +313,12 @@ def test_checkpoints_against_the_disk():
     best = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "save_top_k": 1}
     last = {"_target_": "audiolab.training.checkpoints.RecentCheckpoints", "keep": 3, "every_n_steps": None}
     average = {"_target_": "audiolab.training.averaging.TopKAverage", "keep": 5}
-    assert checkpoints_mb(needs, {"best": best, "last": last}, 100) == 5 * 200  # with the one that is being written
-    assert checkpoints_mb(needs, {"best": best, "last": last}, 1) == 3 * 200
-    assert checkpoints_mb(needs, {"best": best, "last": {**last, "every_n_steps": 10}}, 1) == 5 * 200
-    assert checkpoints_mb(needs, {"best": best, "last": last, "average": average}, 100) == 5 * 200 + 6 * 100
+    assert (
+        checkpoints_mb(needs, {"best": best, "last": last}, 100) == 5 * 200 + 100
+    )  # with the one being written, and weights
+    assert checkpoints_mb(needs, {"best": best, "last": last}, 1) == 3 * 200 + 100
+    assert checkpoints_mb(needs, {"best": best, "last": {**last, "every_n_steps": 10}}, 1) == 5 * 200 + 100
+    assert checkpoints_mb(needs, {"best": best, "last": last, "average": average}, 100) == 5 * 200 + 7 * 100
     states = {free: check_disk(Path("o"), 1000.0, free, writable=True).state for free in (999.0, 1500.0, 2000.0)}
     assert states == {999.0: "problem", 1500.0: "warning", 2000.0: "ok"}
     assert check_disk(Path("o"), None, 1.0, writable=False).state == "problem"

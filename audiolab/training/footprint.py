@@ -68,9 +68,12 @@ def checkpoint_files(callbacks: Mapping[str, Mapping[str, Any]], max_epochs: int
 
 
 def checkpoints_mb(needs: Footprint, callbacks: Mapping[str, Mapping[str, Any]], max_epochs: int) -> float:
-    """Return the disk that the checkpoints of a run take at most, in MiB; one more than it keeps is being written."""
+    """Return the disk that the checkpoints of a run take at most, in MiB; one more than it keeps is being written.
+
+    The best weights are written once more by themselves, for other programs.
+    """
     full, weights = checkpoint_files(callbacks, max_epochs)
-    return full * needs.checkpoint_mb + weights * needs.weights_mb
+    return full * needs.checkpoint_mb + (weights + 1) * needs.weights_mb
 
 
 def num_averages(callbacks: Mapping[str, Mapping[str, Any]]) -> int:
