@@ -204,7 +204,6 @@ def test_faults_of_the_options_are_crosses_beside_the_others(
     more = ["optimizer.lr=-1", "data.crop_samples=300", "--quick"]
     code, found, report = checked(capsys, *options(tiny_la, tmp_path), *more)
     assert code == 1
-    assert "nowhere" in checked(capsys, *options(tiny_la, tmp_path), "init.weights=nowhere")[1]["options"]["found"]
     sentences = [f["found"] for f in report["findings"] if f["check"] == "options"]
     assert len(sentences) == 2
     assert any("give a positive rate" in text for text in sentences)
@@ -216,6 +215,11 @@ def test_faults_of_the_options_are_crosses_beside_the_others(
         check.main(["task=asvspoof", "data.rot=/x"])
     with pytest.raises(InputError, match="expected a whole number"):
         check.main(["task=asvspoof", "data.batch_size=many"])
+
+
+def test_weights_to_start_from_that_are_not_there(tiny_la: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    code, found, _ = checked(capsys, *options(tiny_la, tmp_path), "init.weights=nowhere", "--quick")
+    assert code == 1 and "nowhere" in found["options"]["found"]
 
 
 def test_a_step_that_cannot_work_is_a_cross(tiny_la: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
