@@ -72,9 +72,15 @@ def prepare(config: dict[str, Any]) -> tuple[SpeechData, Task]:
     make_trainer(config, logger=False, enable_checkpointing=False)
     begun = RunFolder(RunFolder.path_of(config), config).latest_checkpoint is not None
     task, data = build_task(config) if begun else begin_task(config)[0], build_data(config)
+    data.prepare_data()
+    check_together(config, task, data)
+    return data, task
+
+
+def check_together(config: dict[str, Any], task: Task, data: SpeechData) -> None:
+    """Read the protocols, and raise InputError for options that do not fit the model, the data or one another."""
     task.optimization.parameter_groups(task)
     _callbacks(config, Path())
-    data.prepare_data()
     data.setup("fit")
     if data.feature_cache:
         refuse_cache(data, task)
@@ -84,7 +90,6 @@ def prepare(config: dict[str, Any]) -> tuple[SpeechData, Task]:
         raise InputError(
             f"monitor.metric={config['monitor']['metric']} is never measured: there are {', '.join(known)}"
         )
-    return data, task
 
 
 def build_data(config: dict[str, Any]) -> SpeechData:
@@ -270,7 +275,7 @@ def plan(config: dict[str, Any]) -> None:
 
     Pretrained weights are not read where the config says what the model is: neither size nor time depends on them.
     """
-    config = {**config, "model": _bare(config["model"])}
+    config = {**config, "model": without_pretrained(config["model"])}
     (data, task), clock = prepare(config), StepClock()
     few = {"max_epochs": -1, "max_steps": TIMED_STEPS + 2, "limit_val_batches": 0, "accumulate_grad_batches": 1}
     one = {"devices": 1, "strategy": "auto", "logger": False, "enable_checkpointing": False}
@@ -279,9 +284,9 @@ def plan(config: dict[str, Any]) -> None:
         print_plan(config, task, data, trainer, clock)
 
 
-def _bare(section: dict[str, Any]) -> dict[str, Any]:
+def without_pretrained(section: dict[str, Any]) -> dict[str, Any]:
     """Return a model section without pretrained weights, as far as it can be built without."""
-    bare = {key: _bare(value) if _is_class(value) else value for key, value in section.items()}
+    bare = {key: without_pretrained(value) if _is_class(value) else value for key, value in section.items()}
     if "pretrained" in bare and bare.get("config", {}) is not None:
         bare["pretrained"] = None
     return bare

@@ -29,13 +29,16 @@ def launch(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
     """
     from audiolab import engine
     from audiolab.folder import RunFolder
+    from audiolab.preflight.quick import before_run
 
     engine.check(config)
     if config["plan"]:
         engine.plan(config)
         return None
-    num_processes(config["trainer"])
-    engine.prepare(config)
+    num = num_processes(config["trainer"])
+    data, task = engine.prepare(config)
+    if rank() == 0:
+        before_run(config, data, task, num)
     return resume(RunFolder.create(config) if rank() == 0 else RunFolder.join(config))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "audiolab"
-LIBRARY = ("audio", "augment", "nn", "metrics", "text", "training", "reporting")
+LIBRARY = ("audio", "augment", "nn", "metrics", "text", "training", "reporting", "preflight")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

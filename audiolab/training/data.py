@@ -152,6 +152,20 @@ class SpeechData(L.LightningDataModule, ABC):
         """Return the ids of all utterances of a set."""
         return self.utterances(set_name).ids
 
+    @property
+    def listed_sets(self) -> list[str]:
+        """The sets whose lists are there, each file in as few of them as possible; InputError where none can be."""
+        return ["train", *self.val_sets, *self.test_sets]
+
+    def listing(self, set_name: str) -> pd.DataFrame:
+        """Return what the lists tell of a set without looking at its audio: one row a file, with `id` and `file`.
+
+        Where they tell, `label` (a class, or a number that is none), `speaker` and `session` as well, and further
+        categories under names of their own; an utterance of several files has several rows. Files that are missing
+        are listed too. Raises InputError for a list that cannot be read.
+        """
+        return pd.DataFrame({"id": self.ids(set_name)})
+
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches from the position onwards."""
         dataset = self.utterances("train")

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from audiolab.reporting.tables import console
 from audiolab.training.data import SpeechData
+from audiolab.training.footprint import checkpoints_mb, footprint, num_averages
 from audiolab.training.task import Task
 
 TIMED_STEPS = 20
@@ -54,17 +55,15 @@ def print_plan(config: dict[str, Any], task: Task, data: SpeechData, trainer: L.
     batches = len(data.train_dataloader())
     epochs = config["trainer"]["max_epochs"]
     accumulation = config["trainer"].get("accumulate_grad_batches", 1)
-    weights_mb = sum(p.numel() * p.element_size() for p in task.parameters()) / 2**20
-    trainable_mb = sum(p.numel() * p.element_size() for g in groups for p in g["params"]) / 2**20
-    checkpoint_mb = weights_mb + 2 * trainable_mb
+    needs = footprint(task, num_averages(config["callbacks"] or {}))
     facts = Table(show_header=False)
     facts.add_row("batches an epoch, optimiser steps in all", f"{batches:,}, {-(-batches // accumulation) * epochs:,}")
     facts.add_row(f"seconds a batch (median of {len(intervals_s)})", f"{step_s:.3f}")
     facts.add_row("training, hours (without validation)", f"{step_s * batches * epochs / 3600:.2f}")
-    facts.add_row("weights + gradients + optimiser, MiB", f"{weights_mb + 3 * trainable_mb:,.0f}")
+    facts.add_row("weights + gradients + optimiser, MiB", f"{needs.training_mb:,.0f}")
     facts.add_row("peak memory, MiB", f"{_peak_mb():,.0f} ({'GPU' if torch.cuda.is_available() else 'process'})")
-    disk_mb = 5 * checkpoint_mb + weights_mb
-    facts.add_row("disk for checkpoints (best, last, last three, weights alone), MiB", f"{disk_mb:,.0f}")
+    disk_mb = checkpoints_mb(needs, config["callbacks"] or {}, epochs)
+    facts.add_row("disk for checkpoints at most, MiB", f"{disk_mb:,.0f}")
     terminal.print(facts)
 
 

@@ -156,6 +156,18 @@ class SpoofingData(SpeechData):
             self._contexts[set_name] = facts
         return self._contexts[set_name]
 
+    @property
+    def listed_sets(self) -> list[str]:
+        """The sets of the corpus; `conditions` has the files of the eval set."""
+        return list(self.corpus.sets)
+
+    def listing(self, set_name: str) -> pd.DataFrame:
+        """Return the trials of a set as its protocol lists them."""
+        read = self._sets.get(set_name)
+        trials, paths, _ = (read.trials, read.paths, None) if read is not None else self.corpus.read(set_name)
+        table = pd.DataFrame(trials, columns=Trial._fields).drop(columns="subset").assign(file=paths)
+        return table[[name for name in table if not table[name].eq("-").all()]]
+
     def parts(self, set_name: str, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         """Return the eval set of every corpus out of the pooled one, each with its own facts."""
         if not isinstance(self.corpus, PooledCorpora) or set_name != self.corpus.test_set:
