@@ -170,10 +170,7 @@ def cause_and_remedy(
     `in_file`: the audio of `finding.bad_ids` is like that on disk, so no augmentation made it so.
     """
     go_on = f"python -m audiolab.resume {run}"
-    restart = (
-        f"going on with the same options comes to this batch again, so give the command of {run / 'command.txt'} "
-        "another name= and"
-    )
+    restart = f"going on would come to this batch again, so give the command in {run / 'command.txt'} another name= and"
     if finding.bad_ids:
         what = f"{_listed(finding.bad_ids)} {'is' if len(finding.bad_ids) == 1 else 'are'} not finite or far beyond "
         if in_file:
@@ -188,8 +185,8 @@ def cause_and_remedy(
     if precision.startswith("16"):
         return f"an overflow of {precision}", f"{restart} trainer.precision=bf16-mixed or 32-true"
     return (
-        f"a division, logarithm or root there (largest weight {finding.largest_weight:.3g}: training has not diverged)",
-        f"correct the code and go on with {go_on}; with the same code {restart.removeprefix('going on with ')} {slower}",
+        f"a division, logarithm or root there (training has not diverged: largest weight {finding.largest_weight:.3g})",
+        f"correct the code and go on with {go_on}; otherwise {restart} {slower}",
     )
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import suppress
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from audiolab.errors import InputError, RunError
 from audiolab.training import bad_batch, health_rules
 from audiolab.training.bad_batch import Finding, Step
+from audiolab.training.course import Course, Limits
 from audiolab.training.data import collate
 from audiolab.training.evaluation import gather
 from audiolab.training.gradients import UpdateProbe, squared_gradient_norms, squared_norms
@@ -29,6 +32,15 @@ log = logging.getLogger(__name__)
 BAD_BATCH = "bad_batch.json"
 _START_BATCHES = 20
 _MOST_SKIPPED = 32  # GradScaler halves its factor at every skipped step: after 32 it is not the factor
+
+
+@dataclass
+class Waiting:
+    """A trainable parameter that has not yet got a gradient other than 0, and its optimiser group."""
+
+    group: str
+    parameter: nn.Parameter
+    got_zero: bool = False
 
 
 class Health(L.Callback):
@@ -58,44 +70,25 @@ class Health(L.Callback):
                 f"explosion_factor={explosion_factor}, least_update_ratio={least_update_ratio} cannot be: give 3 or "
                 "more of the first three, a factor above 1 and a ratio from 0"
             )
-        self.monitor, self.mode, self.patience = monitor, mode, patience
-        self.first_steps, self.window_steps = first_steps, window_steps
-        self.explosion_factor, self.least_update_ratio = explosion_factor, least_update_ratio
-        self.said: list[str] = []
-        self.norms: dict[str, list[float]] = {}
-        self.early: dict[str, float] = {}
-        self.ratios: dict[str, list[float]] = {}
-        self.losses: list[float] = []
-        self.start: float | None = None
-        self.validations: list[tuple[int, list[float]]] = []
+        self.limits = Limits(monitor, mode, patience, first_steps, window_steps, explosion_factor, least_update_ratio)
+        self.course = Course()
         self._loss_sum: Tensor | float = 0.0
         self._num_batches = self._num_steps = self._num_skipped = 0
         self._step: Step | None = None
         self._accumulated: list[tuple[Step, Tensor]] = []
-        self._without: dict[str, tuple[str, nn.Parameter]] = {}
+        self._waiting: dict[str, Waiting] = {}
         self._probe: UpdateProbe | None = None
-        self._rates: list[float] = []
+        self._rates: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The course of the run so far, so that a resumed run judges it as one that was never stopped."""
-        return {
-            "said": list(self.said),
-            "norms": {name: list(values) for name, values in self.norms.items()},
-            "early": dict(self.early),
-            "ratios": {name: list(values) for name, values in self.ratios.items()},
-            "losses": list(self.losses),
-            "start": self.start,
-            "validations": [[epoch, *row] for epoch, row in self.validations],
-            "loss_sum": float(self._loss_sum),
-            "num_batches": self._num_batches,
-        }
+        """The course of the run so far, so that a resumed run is judged as one that was never stopped."""
+        return {**asdict(self.course), "loss_sum": float(self._loss_sum), "num_batches": self._num_batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the course so far."""
-        self.said, self.losses, self.start = state_dict["said"], state_dict["losses"], state_dict["start"]
-        self.norms, self.early, self.ratios = state_dict["norms"], state_dict["early"], state_dict["ratios"]
-        self.validations = [(int(epoch), list(row)) for epoch, *row in state_dict["validations"]]
         self._loss_sum, self._num_batches = state_dict["loss_sum"], state_dict["num_batches"]
+        names = [field.name for field in fields(Course)]
+        self.course = Course(**deepcopy({name: state_dict[name] for name in names}))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse trainable parameters that no optimiser group or several train."""
@@ -112,7 +105,7 @@ class Health(L.Callback):
                 f"{wrong[0]}): give them a group in configure_optimizers, or freeze them with requires_grad_(False)"
             )
         if not _is_sharded(trainer):  # a shard may be empty
-            self._without = {name: (homes[id(p)][0], p) for name, p in trainable.items()}
+            self._waiting = {name: Waiting(homes[id(p)][0], p) for name, p in trainable.items()}
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -137,27 +130,25 @@ class Health(L.Callback):
         finite = torch.stack([torch.isfinite(losses).all(), torch.isfinite(squares).all()]).float()
         if trainer.world_size > 1:  # a loss may be bad on one process alone, and all have to stop
             dist.all_reduce(finite, dist.ReduceOp.MIN)
-        found = {name: p.grad for name, (_, p) in self._without.items() if p.grad is not None}
-        parts = [finite, squares, squared_norms(list(found.values()))] if found else [finite, squares]
+        waiting = {name: one for name, one in self._waiting.items() if one.parameter.grad is not None}
+        parts = [finite, squares]
+        if waiting:
+            parts.append(squared_norms([one.parameter.grad for one in waiting.values()]))
         loss_fine, gradients_fine, *values = torch.cat(parts).tolist()  # the step's only wait for the device
-        norms, received = [math.sqrt(value) for value in values[: len(groups)]], values[len(groups) :]
         scales = getattr(trainer.precision_plugin, "scaler", None) is not None
         self._num_skipped = 0 if gradients_fine else self._num_skipped + 1
         if not loss_fine or (not gradients_fine and (not scales or self._num_skipped >= _MOST_SKIPPED)):
             self._stop(trainer, pl_module, accumulated, losses)
         self._num_steps += 1
-        self._note_norms([_name(group, number) for number, group in enumerate(groups)], norms)
-        self._without = {
-            name: home
-            for name, home in self._without.items()
-            if name not in found or received[list(found).index(name)] == 0
-        }
-        if self._num_steps == self.first_steps:
-            self._judge_without(trainer)
+        names = [_name(group, number) for number, group in enumerate(groups)]
+        norms = {name: math.sqrt(value) for name, value in zip(names, values, strict=False)}
+        self.course.add_norms(norms, self.limits.first_steps, self.limits.window_steps)
+        self._note_received(trainer, dict(zip(waiting, values[len(groups) :], strict=True)))
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
-            for number, group in enumerate(groups):
-                pl_module.log(f"health/{_name(group, number)}/grad_norm", norms[number], rank_zero_only=True)
-            self._probe, self._rates = UpdateProbe(groups), [group["lr"] for group in groups]
+            for name, norm in norms.items():
+                pl_module.log(f"health/{name}/grad_norm", norm, rank_zero_only=True)
+            self._probe = UpdateProbe(groups)
+            self._rates = {name: group["lr"] for name, group in zip(names, groups, strict=True)}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -166,97 +157,68 @@ class Health(L.Callback):
         if outputs:
             self._loss_sum = self._loss_sum + outputs["loss"].detach().float() * trainer.accumulate_grad_batches
             self._num_batches += 1
-            if self.start is None and self._num_batches == _START_BATCHES:
-                self.start = float(self._loss_sum) / self._num_batches
+            if self.course.start is None and self._num_batches == _START_BATCHES:
+                self.course.start = float(self._loss_sum) / self._num_batches
         if self._probe is None:
             return
         squares, self._probe = torch.stack(self._probe.squares()), None
         if _is_sharded(trainer):
             dist.all_reduce(squares)
         groups = trainer.optimizers[0].param_groups
-        for number, (change, size) in enumerate(zip(*squares.tolist(), strict=True)):
-            name, rate = _name(groups[number], number), self._rates[number]
+        for (name, rate), group, change, size in zip(self._rates.items(), groups, *squares.tolist(), strict=True):
             ratio = math.sqrt(change / size) if size > 0 else 0.0
             pl_module.log(f"health/{name}/update_ratio", ratio, rank_zero_only=True)
-            if size > 0 and rate > 0.01 * groups[number].get("initial_lr", rate):  # the end of a schedule is no fault
-                self.ratios[name] = [*self.ratios.get(name, []), ratio][-5:]
-        self._judge_steps(trainer, dict(zip((_name(g, n) for n, g in enumerate(groups)), self._rates, strict=True)))
+            if size > 0 and rate > 0.01 * group.get("initial_lr", rate):  # the end of a schedule is no fault
+                self.course.add_ratio(name, ratio)
+        clip = None if trainer.gradient_clip_algorithm == "value" else trainer.gradient_clip_val
+        self._say(trainer, self.course.after_step(self.limits, self._rates, clip))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the metrics of the monitored set."""
-        metrics = trainer.callback_metrics
-        if trainer.state.fn is not TrainerFn.FITTING or trainer.sanity_checking or self.monitor not in metrics:
+        metrics, monitor = trainer.callback_metrics, self.limits.monitor
+        if trainer.state.fn is not TrainerFn.FITTING or trainer.sanity_checking or monitor not in metrics:
             return
-        same_set = f"{self.monitor.partition('/')[0]}/"
-        names = [self.monitor, *sorted(n for n in metrics if n.startswith(same_set) and n != self.monitor)]
-        self.validations.append((trainer.current_epoch, [float(metrics[name]) for name in names]))
+        same_set = f"{monitor.partition('/')[0]}/"
+        names = [monitor, *sorted(name for name in metrics if name.startswith(same_set) and name != monitor)]
+        self.course.validations.append([trainer.current_epoch, *(float(metrics[name]) for name in names)])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Judge loss and development metric over the epochs so far."""
         if self._num_batches:
-            self.losses.append(float(self._loss_sum) / self._num_batches)
-            self.start = self.losses[0] if self.start is None else self.start
+            self.course.add_epoch(float(self._loss_sum) / self._num_batches)
         self._loss_sum, self._num_batches = 0.0, 0
-        if not self.losses:
-            return
-        self._say(trainer, "loss", health_rules.loss_not_falling(self.start, self.losses, self.patience))
-        epochs = [min(epoch, len(self.losses) - 1) for epoch, _ in self.validations]
-        rows = [row for _, row in self.validations]
-        values, losses = [row[0] for row in rows], [self.losses[epoch] for epoch in epochs]
-        worse = health_rules.overfitting(self.monitor, self.mode, epochs, values, losses, self.patience)
-        self._say(trainer, "overfitting", worse)
-        self._say(trainer, "metric", health_rules.metric_not_measured(self.monitor, values))
-        self._say(trainer, "constant", health_rules.metric_constant(self.monitor, rows, self.patience))
+        self._say(trainer, self.course.after_epoch(self.limits))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Judge what a run of few steps has not judged yet."""
-        if self._num_steps < self.first_steps:
-            self._judge_without(trainer)
+        self._judge_waiting(trainer)
 
-    def _note_norms(self, names: list[str], norms: list[float]) -> None:
-        whole = math.sqrt(sum(norm**2 for norm in norms))
-        for name, norm in zip([*names, ""], [*norms, whole], strict=True):
-            if not math.isfinite(norm):  # of a step that GradScaler skips
-                continue
-            course = self.norms.setdefault(name, [])
-            if self._num_steps <= self.first_steps and len(course) < self.first_steps:
-                self.early[name] = max(self.early.get(name, 0.0), norm)
-            course.append(norm)
-            del course[: -self.window_steps]
+    def _note_received(self, trainer: L.Trainer, squares: dict[str, float]) -> None:
+        for name, square in squares.items():
+            self._waiting[name].got_zero = True
+            if square != 0:
+                del self._waiting[name]
+        if self._num_steps == self.limits.first_steps:
+            self._judge_waiting(trainer)
 
-    def _judge_steps(self, trainer: L.Trainer, rates: dict[str, float]) -> None:
-        for name, rate in rates.items():
-            norms, ratios = self.norms.get(name, []), self.ratios.get(name, [])
-            zero = health_rules.gradient_zero(name, norms, self.first_steps)
-            self._say(trainer, f"zero {name}", zero)
-            rises = health_rules.gradient_explodes(name, norms, self.early.get(name, 0.0), self.explosion_factor)
-            self._say(trainer, f"explodes {name}", rises)
-            if zero is None:
-                still = health_rules.weights_not_moving(name, ratios, rate, self.least_update_ratio)
-                self._say(trainer, f"still {name}", still)
-        if trainer.gradient_clip_val and trainer.gradient_clip_algorithm != "value":
-            whole = self.norms.get("", [])
-            clipped = health_rules.always_clipped(whole, trainer.gradient_clip_val, self.window_steps)
-            self._say(trainer, "clipped", clipped)
-
-    def _judge_without(self, trainer: L.Trainer) -> None:
+    def _judge_waiting(self, trainer: L.Trainer) -> None:
+        zero = [name for name, one in self._waiting.items() if one.got_zero]
+        if zero and trainer.is_global_zero:  # as attention over a single frame has it: no fault, but good to know
+            log.info("the gradients of %s were exactly 0 in the first %d steps", ", ".join(zero), self._num_steps)
         by_group: dict[str, list[str]] = {}
-        for name, (group, _) in self._without.items():
-            by_group.setdefault(group, []).append(name)
-        for group, names in by_group.items():
-            sentence = (
-                f"{len(names)} trainable parameters of optimiser group {group} got no gradient in the first "
-                f"{self._num_steps} steps: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}; no loss reaches "
-                "them, so freeze them with requires_grad_(False) (several processes refuse them) or use them"
-            )
-            self._say(trainer, f"without {group}", sentence)
-        self._without = {}
+        for name, one in self._waiting.items():
+            if not one.got_zero:
+                by_group.setdefault(one.group, []).append(name)
+        found = {
+            f"without {group}": health_rules.without_gradient(group, names, self._num_steps)
+            for group, names in by_group.items()
+        }
+        self._say(trainer, self.course.news(found))
+        self._waiting = {}
 
-    def _say(self, trainer: L.Trainer, kind: str, sentence: str | None) -> None:
-        if sentence is not None and kind not in self.said:
-            self.said.append(kind)
-            if trainer.is_global_zero:
-                log.warning("epoch %d: %s", trainer.current_epoch + 1, sentence)
+    def _say(self, trainer: L.Trainer, sentences: list[str]) -> None:
+        for sentence in sentences if trainer.is_global_zero else ():
+            log.warning("epoch %d: %s", trainer.current_epoch + 1, sentence)
 
     def _stop(
         self, trainer: L.Trainer, task: L.LightningModule, accumulated: list[tuple[Step, Tensor]], losses: Tensor
@@ -291,7 +253,7 @@ class Health(L.Callback):
             run,
             str(trainer.precision),
             rate,
-            self.norms.get("", [])[-10:],
+            self.course.norms.get("", [])[-10:],
             in_file=_is_in_files(trainer, step, finding.bad_ids),
         )
         facts = {

@@ -14,6 +14,7 @@ from typing import Literal
 
 _LEAST_FALL = 0.02  # share of the loss at the start: less than that over several epochs is no learning
 _LEAST_WORSENING = 0.05  # share of the metric
+_USUAL_MOVES = 3.0  # with 2, one in twenty runs of 60 validations in plain noise about their best is called overfitting
 _RECENT_STEPS = 10
 _CLIPPED_SHARE, _CLIPPED_BY = 0.95, 5.0
 
@@ -81,7 +82,7 @@ decay, a lower rate, or more data
         return None
     there, now = median(costs[best : best + 3]), median(costs[-patience:])
     usual = median(abs(b - a) for a, b in pairwise(costs))
-    if now - there <= max(2 * usual, _LEAST_WORSENING * abs(there)) or robust_slope(costs[best:]) <= 0:
+    if now - there <= max(_USUAL_MOVES * usual, _LEAST_WORSENING * abs(there)) or robust_slope(costs[best:]) <= 0:
         return None
     epoch, value, loss = known[best]
     if known[-1][2] > loss - _LEAST_FALL * abs(loss):
@@ -128,6 +129,21 @@ gives every utterance the same score, or its weights do not change
     return (
         f"{metric} is exactly {last[0][0]:.4g} in the last {patience} validations, and every other metric of the set "
         "repeats itself too: the model gives every utterance the same score, or its weights do not change"
+    )
+
+
+def without_gradient(group: str, parameters: Sequence[str], num_steps: int) -> str:
+    """Name the parameters of a group that no gradient has reached in the first steps.
+
+    >>> print(without_gradient("rest", ["a.weight", "a.bias"], 20))
+    2 trainable parameters of optimiser group rest got no gradient in the first 20 steps (a.weight, a.bias): the loss \
+does not depend on them, and several processes (DDP) refuse that; use them or freeze them with requires_grad_(False)
+    """
+    names = ", ".join(parameters[:3]) + (" ..." if len(parameters) > 3 else "")
+    return (
+        f"{len(parameters)} trainable parameters of optimiser group {group} got no gradient in the first {num_steps} "
+        f"steps ({names}): the loss does not depend on them, and several processes (DDP) refuse that; use them or "
+        "freeze them with requires_grad_(False)"
     )
 
 
@@ -179,8 +195,9 @@ def always_clipped(norms: Sequence[float], limit: float, least_steps: int) -> st
     >>> always_clipped([4.0] * 100, limit=3.0, least_steps=100) is None
     True
     >>> print(always_clipped([40.0] * 100, limit=3.0, least_steps=100))
-    100 of the last 100 steps were clipped, and the gradient norm is usually 40, far above trainer.gradient_clip_val=3: \
-every step has the same length, so raise the limit to about 80 or check the loss for a scale of its own
+    100 of the last 100 steps were clipped, and the gradient norm is usually 40, far above \
+trainer.gradient_clip_val=3: every step has the same length, so raise the limit to about 80 or check the loss for a \
+scale of its own
     """
     recent = norms[-least_steps:]
     above = sum(norm > limit for norm in recent)
