@@ -136,7 +136,7 @@ def test_infinite_gradients_are_let_pass_where_a_scaler_skips_them_and_an_infini
 
     task = Toy()
     before = {name: value.clone() for name, value in task.state_dict().items()}
-    health = fit(tmp_path, task, NoiseData(), plugins=[half(2.0**120)], max_epochs=8)
+    health = fit(tmp_path, task, NoiseData(), plugins=[half(2.0**40)], max_epochs=8)
     assert health.course.said == []
     assert not torch.equal(task.state_dict()["last.weight"], before["last.weight"])
     with pytest.raises(RunError, match="the loss .* is not finite"):
@@ -178,7 +178,7 @@ def test_a_dead_part_and_weights_that_do_not_move_are_said_once(tmp_path: Path, 
 def test_a_resumed_run_gives_the_same_warnings(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     def saying(*more: object, **given: object) -> tuple[list[str], Health]:
         caplog.clear()
-        task = Toy(rate=1e-12, metrics=(5.0, 4.0, math.nan, math.nan))
+        task = Toy(rate=1e-12, metrics=(math.nan, math.nan, 4.0))
         health = fit(tmp_path, task, NoiseData(), *more, log_every_n_steps=3, **given)
         return warnings_of(caplog), health
 
@@ -228,7 +228,8 @@ def test_rules_on_courses_with_noise():
     falling, flat = 0.7 * np.exp(-epochs / 10) + 0.05, np.full(40, 0.7)
     for seed in range(20):
         assert rules.loss_not_falling(0.7, noisy(falling, 0.05, seed), 5) is None
-        assert rules.loss_not_falling(0.7, noisy(flat, 0.005, seed), 5) is not None
+        stays = noisy(flat, 0.005, seed)
+        assert any(rules.loss_not_falling(0.7, stays[:last], 5) for last in range(5, 12))
         course = noisy(5 + 20 * np.exp(-epochs / 5), 0.08, seed)  # ends in noise about its best
         worse = noisy(5 + 20 * np.exp(-epochs / 3) + 0.3 * np.clip(epochs - 15, 0, None), 0.05, seed)
         for last in range(1, 41):

@@ -90,6 +90,7 @@ class Toy(L.LightningModule):
 
     def __init__(self, fault: str = "", rate: float = 0.01, metrics: tuple[float, ...] = (5.0, 4.0)) -> None:
         super().__init__()
+        torch.manual_seed(0)
         self.fault, self.rate, self.metrics = fault, rate, metrics
         self.standardise = Standardise() if fault == "standardise" else nn.Identity()
         self.first, self.last = nn.Linear(8, 4, bias=fault != "root"), nn.Linear(1 if fault == "root" else 4, 1)
@@ -129,7 +130,6 @@ def fit(
     folder: Path, task: Toy, data: NoiseData, *callbacks: L.Callback, ckpt: Path | None = None, **options
 ) -> Health:
     """Train the toy with health on a CPU."""
-    torch.manual_seed(0)
     health = next((one for one in callbacks if isinstance(one, Health)), None) or Health(**OPTIONS)
     rest = [one for one in callbacks if one is not health]
     quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}

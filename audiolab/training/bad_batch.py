@@ -143,7 +143,7 @@ def compute_again(task: nn.Module, step: Step, seed: int, rank: int, context: Ab
                 first = max(bad, key=lambda name: _last_call(watch.order, name))
                 is_bad, where = True, f"the loss is finite, the gradient is not from {first} backwards"
                 where += f" ({len(bad)} of {len(parameters)} parameters)"
-    except RuntimeError as error:  # no memory for a second graph, a kernel without this mode: the rest is still known
+    except (RuntimeError, ValueError) as error:  # no memory for a second graph, say: the rest is known all the same
         where = f"it could not be computed once more ({str(error).splitlines()[0][:100]})"
     peaks = [float(p.detach().abs().amax()) for p in parameters.values() if p.numel()]
     largest = math.nan if any(map(math.isnan, peaks)) else max(peaks, default=0.0)

@@ -144,7 +144,7 @@ class Health(L.Callback):
         norms = {name: math.sqrt(value) for name, value in zip(names, values, strict=False)}
         self.course.add_norms(norms, self.limits.first_steps, self.limits.window_steps)
         self._note_received(trainer, dict(zip(waiting, values[len(groups) :], strict=True)))
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+        if gradients_fine and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             for name, norm in norms.items():
                 pl_module.log(f"health/{name}/grad_norm", norm, rank_zero_only=True)
             self._probe = UpdateProbe(groups)
@@ -154,6 +154,7 @@ class Health(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add up the loss; after a step that is logged, see how far it moved the weights and judge."""
+        self._step = None  # else two batches were on the device at a time
         if outputs:
             self._loss_sum = self._loss_sum + outputs["loss"].detach().float() * trainer.accumulate_grad_batches
             self._num_batches += 1

@@ -64,14 +64,14 @@ def overfitting(
     """Judge whether a development metric worsens while the training loss still falls.
 
     `values` were measured after `epochs` (counted from 0), when the training loss was `losses`. The last `patience`
-    values have to be worse than those at the best epoch by more than the metric moves from one value to the next.
+    values have to be worse than those at the best epoch by more than the metric usually moves from one to the next.
 
-    >>> epochs, losses = range(9), [0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.1]
-    >>> print(overfitting("dev/eer", "min", epochs, [20, 10, 8, 8.5, 9, 10, 11, 12, 13], losses, patience=5))
-    overfitting since epoch 3: dev/eer was 8 there and worse ever since (11, median of the last 5 values), while the \
+    >>> epochs, losses = range(10), [0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.1, 0.1]
+    >>> print(overfitting("dev/eer", "min", epochs, [20, 10, 8, 8.2, 8.5, 9.5, 11, 12, 13, 14], losses, patience=5))
+    overfitting since epoch 3: dev/eer was 8 there and worse ever since (12, median of the last 5 values), while the \
 training loss fell from 0.5 to 0.1; best.ckpt is of epoch 3: stop here, or try more augmentation, dropout or weight \
 decay, a lower rate, or more data
-    >>> overfitting("dev/eer", "min", epochs, [20, 10, 8, 8.5, 7.9, 8.2, 8.6, 8.1, 8.3], losses, patience=5) is None
+    >>> overfitting("dev/eer", "min", epochs, [20, 10, 8, 8.5, 7.9, 8, 8.6, 8.1, 8.3, 8.4], losses, patience=5) is None
     True
     """
     known = [row for row in zip(epochs, values, losses, strict=True) if math.isfinite(row[1])]
