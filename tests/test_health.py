@@ -126,7 +126,7 @@ def test_audio_far_beyond_full_scale_is_told_from_augmentation(tmp_path: Path):
 
 
 def test_a_rate_that_makes_training_diverge(tmp_path: Path):
-    with pytest.raises(RunError, match=r"training diverged \(gradient norm up from .* optimizer.lr=4 \(now 40\)"):
+    with pytest.raises(RunError, match=r"training diverged \(.*largest weight .* optimizer.lr=4 \(now 40\)"):
         fit(tmp_path, Toy(rate=40.0), NoiseData(), max_epochs=50)
 
 
@@ -134,7 +134,7 @@ def test_infinite_gradients_are_let_pass_where_a_scaler_skips_them_and_an_infini
     def half(scale: float) -> MixedPrecision:
         return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
 
-    task = Toy()
+    task = Toy(metrics=tuple(range(8, 0, -1)))
     before = {name: value.clone() for name, value in task.state_dict().items()}
     health = fit(tmp_path, task, NoiseData(), plugins=[half(2.0**40)], max_epochs=8)
     assert health.course.said == []
@@ -183,13 +183,13 @@ def test_a_resumed_run_gives_the_same_warnings(tmp_path: Path, caplog: pytest.Lo
         return warnings_of(caplog), health
 
     whole, health = saying(max_epochs=10)
-    assert len(whole) == 3
+    assert len(whole) == 4
     saver = L.pytorch.callbacks.ModelCheckpoint(
         tmp_path, filename="part", save_on_train_epoch_end=False, every_n_train_steps=8
     )
     first, _ = saying(saver, max_epochs=2, enable_checkpointing=True)
     rest, resumed = saying(max_epochs=10, ckpt=tmp_path / "part.ckpt")
-    assert resumed.course == health.course
+    assert repr(resumed.course) == repr(health.course)  # NaN is not NaN
     assert [*first, *rest] == whole
 
 
