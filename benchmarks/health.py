@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 from rich.table import Table
+from torch.utils.data import DataLoader
 
 from audiolab import engine
 from audiolab.config import compose_run
@@ -93,8 +94,8 @@ class Batches(L.LightningDataModule):
 
     def set_epoch(self, epoch: int) -> None: ...
 
-    def train_dataloader(self) -> list[dict[str, Any]]:
-        return [self.batch] * self.num_batches
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader([self.batch] * self.num_batches, batch_size=None)
 
 
 def main(steps: int) -> None:

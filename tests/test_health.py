@@ -185,12 +185,12 @@ def test_a_resumed_run_gives_the_same_warnings(tmp_path: Path, caplog: pytest.Lo
     whole, health = saying(max_epochs=10)
     assert len(whole) == 4
     saver = L.pytorch.callbacks.ModelCheckpoint(
-        tmp_path, filename="part", save_on_train_epoch_end=False, every_n_train_steps=8
+        tmp_path, filename="part", save_on_train_epoch_end=False, every_n_train_steps=14
     )
-    first, _ = saying(saver, max_epochs=2, enable_checkpointing=True)
+    first, _ = saying(saver, max_epochs=3, enable_checkpointing=True)
     rest, resumed = saying(max_epochs=10, ckpt=tmp_path / "part.ckpt")
     assert repr(resumed.course) == repr(health.course)  # NaN is not NaN
-    assert [*first, *rest] == whole
+    assert (first, rest) == (whole[:2], whole[1:])  # the second came between the checkpoint and the end
 
 
 def test_a_healthy_run_is_left_alone_and_logs_norm_and_ratio(
