@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from audiolab.reporting.scores import write_text
 from audiolab.training.gradients import squared_norms
+from audiolab.training.memory import is_out_of_memory
+from audiolab.training.parts import cut
 from audiolab.training.randomness import seed_step
 
 _EXTREME = 100.0  # +40 dB over full scale: no waveform that was read and augmented as it should be
@@ -119,35 +121,49 @@ def bad_inputs(batch: Mapping[str, Any]) -> list[str]:
     return sorted(bad)
 
 
-def compute_again(task: nn.Module, step: Step, seed: int, rank: int, context: AbstractContextManager) -> Finding:
+def compute_again(
+    task: nn.Module, step: Step, seed: int, rank: int, context: AbstractContextManager, num_parts: int = 1
+) -> Finding:
     """Compute loss and gradients of a batch once more, with the same draws, and find where they stop being finite.
 
-    `context` is that of the trainer's precision. Gradients do not reach the parameters' `grad`, nor other processes.
+    `context` is that of the trainer's precision, `num_parts` that of the memory guard. Gradients do not reach the
+    parameters' `grad`, nor other processes.
     """
     parameters = {name: p for name, p in task.named_parameters() if p.requires_grad}
     seed_step(seed, step.epoch, step.batch_idx, rank)
-    where, is_bad = "computed once more, its loss and gradients were finite", False
+    where = None
     try:
-        with context, FirstBadModule(task) as watch:
-            loss, _ = task.loss(step.batch)
-        if not _is_finite(loss):
-            is_bad, where = True, "every module's output is finite, the loss made of them is not"
-            if watch.bad is not None:
-                where = f"the first module to return a value that is not finite is {watch.bad}"
-            elif watch.reached is not None:
-                where = f"what {watch.reached} was given is not finite already, and no module made it"
-        else:
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            bad = _not_finite(dict(zip(parameters, gradients, strict=True)))
-            if bad:
-                first = max(bad, key=lambda name: _last_call(watch.order, name))
-                is_bad, where = True, f"the loss is finite, the gradient is not from {first} backwards"
-                where += f" ({len(bad)} of {len(parameters)} parameters)"
-    except (RuntimeError, ValueError) as error:  # no memory for a second graph, say: the rest is known all the same
-        where = f"it could not be computed once more ({str(error).splitlines()[0][:100]})"
+        with context:
+            for part in cut(dict(step.batch), num_parts):  # all of them: layers may talk to other processes
+                found = _first_fault(task, part, parameters)
+                where = where or found
+        is_bad, where = where is not None, where or "computed once more, its loss and gradients were finite"
+    except (RuntimeError, ValueError) as error:  # the rest is known all the same
+        reason = "memory did not suffice" if is_out_of_memory(error) else str(error).split("\n")[0][:100]
+        is_bad, where = where is not None, where or f"it could not be computed once more ({reason})"
     peaks = [float(p.detach().abs().amax()) for p in parameters.values() if p.numel()]
     largest = math.nan if any(map(math.isnan, peaks)) else max(peaks, default=0.0)
     return Finding(where, is_bad, bad_inputs(step.batch), largest)
+
+
+def _first_fault(task: nn.Module, batch: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> str | None:
+    """Say where the loss of a batch, or else its gradient, stops being finite; None where both are."""
+    with FirstBadModule(task) as watch:
+        loss, _ = task.loss(batch)
+    if not _is_finite(loss):
+        if watch.bad is not None:
+            return f"the first module to return a value that is not finite is {watch.bad}"
+        if watch.reached is not None:
+            return f"what {watch.reached} was given is not finite already, and no module made it"
+        return "every module's output is finite, the loss made of them is not"
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    bad = _not_finite(dict(zip(parameters, gradients, strict=True)))
+    if not bad:
+        return None
+    first = max(bad, key=lambda name: _last_call(watch.order, name))
+    return (
+        f"the loss is finite, the gradient is not from {first} backwards ({len(bad)} of {len(parameters)} parameters)"
+    )
 
 
 def _not_finite(gradients: Mapping[str, Tensor | None]) -> list[str]:

@@ -243,8 +243,15 @@ class Health(L.Callback):
         if _is_sharded(trainer):
             bad_ids = bad_batch.bad_inputs(step.batch)
             return Finding("in weights split over processes the module is not looked for", False, bad_ids, math.nan)
-        context = trainer.precision_plugin.train_step_context()
-        return bad_batch.compute_again(task, step, trainer.datamodule.seed, trainer.global_rank, context)
+        guard = getattr(task, "guard", None)
+        return bad_batch.compute_again(
+            task,
+            step,
+            trainer.datamodule.seed,
+            trainer.global_rank,
+            trainer.precision_plugin.train_step_context(),
+            num_parts=1 if guard is None else guard.train_parts,
+        )
 
     def _tell(self, trainer: L.Trainer, step: Step, finding: Finding, value: str) -> str:
         run = Path(trainer.default_root_dir)
