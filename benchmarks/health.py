@@ -16,12 +16,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from rich.table import Table
 from torch.utils.data import DataLoader
 
 from audiolab import engine
 from audiolab.config import compose_run
-from audiolab.reporting.tables import console
 from audiolab.training.health import Health
 from audiolab.training.position import Position
 
@@ -29,7 +27,7 @@ HOOKS = ("on_train_batch_start", "on_before_backward", "on_before_optimizer_step
 WARM_UP = 3
 MODELS = {
     "texture (la_mini)": ["experiment=asvspoof/la_mini"],
-    "sinc + Mamba, 10 M": [
+    "Mamba, 10 M": [
         "task=asvspoof",
         "model=asvspoof/sinc_mamba",
         "model.back_end.dim=288",
@@ -99,11 +97,9 @@ class Batches(L.LightningDataModule):
 
 
 def main(steps: int) -> None:
-    table = Table(title=f"{steps} steps, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}")
-    for column in ("model", "parameters", "ms a step", "ms of it health", "share"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    print(f"{steps} steps, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}")
     for label, options in MODELS.items():
-        config = compose_run([*options, "trainer=auto", f"trainer.max_epochs={1}"], "bench")
+        config = compose_run([*options, "trainer=auto", "trainer.max_epochs=1"], "bench")
         task = engine.build_task(config)
         section = {key: value for key, value in config["callbacks"]["health"].items() if key != "_target_"}
         health = Timed(**section)
@@ -120,8 +116,11 @@ def main(steps: int) -> None:
             trainer.fit(task, data)
         number = sum(p.numel() for p in task.parameters())
         each_ms, own_ms = (1000 * total / steps for total in (clock.took_s, health.spent_s))
-        table.add_row(label, f"{number:,}", f"{each_ms:.1f}", f"{own_ms:.2f}", f"{100 * own_ms / each_ms:.2f} %")
-    console().print(table)
+        print(
+            f"{label}, {number:,} parameters: {each_ms:.1f} ms a step, {own_ms:.2f} ms of it health, "
+            f"{100 * own_ms / each_ms:.2f} %",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
