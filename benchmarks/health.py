@@ -3,7 +3,7 @@
 Trains two models on la_mini-sized batches of noise in memory, on the CPU or the GPU there is, and takes the time spent
 inside the hooks of `audiolab.training.health.Health` (with the device waited for before and after each) as a share of
 the time of all steps, logging every 10 steps as runs do: the texture model of experiment=asvspoof/la_mini, and a
-10 M-parameter Mamba model, large for its compute, which is the harder case.
+10 M-parameter Mamba model. On a CPU that model's scan is slow, so its share flatters: there the milliseconds count.
 """
 
 from __future__ import annotations
