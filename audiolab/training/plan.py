@@ -63,8 +63,9 @@ def print_plan(config: dict[str, Any], task: Task, data: SpeechData, trainer: L.
     facts.add_row("training, hours (without validation)", f"{step_s * batches * epochs / 3600:.2f}")
     facts.add_row("weights + gradients + optimiser, MiB", f"{weights_mb + 3 * trainable_mb:,.0f}")
     facts.add_row("peak memory, MiB", f"{_peak_mb():,.0f} ({'GPU' if torch.cuda.is_available() else 'process'})")
-    disk_mb = 5 * checkpoint_mb + weights_mb
-    facts.add_row("disk for checkpoints (best, last, last three, weights alone), MiB", f"{disk_mb:,.0f}")
+    keep = (config["callbacks"] or {}).get("checkpoints", {}).get("keep", 0)
+    disk_mb = (keep + 2) * checkpoint_mb + weights_mb
+    facts.add_row(f"disk for checkpoints (best, last {keep}, one being written, weights alone), MiB", f"{disk_mb:,.0f}")
     terminal.print(facts)
 
 
