@@ -23,12 +23,14 @@ from audiolab.reporting.scores import write_text
 from audiolab.reporting.tables import breakdown_tables, console, headline_lines, results_table
 from audiolab.tracking import close_loggers
 from audiolab.training.calibration import fit_on_dev
+from audiolab.training.checkpoint_io import WholeFiles
 from audiolab.training.data import SpeechData
 from audiolab.training.evaluation import Evaluation
 from audiolab.training.feature_cache import FeatureCache, refuse_cache
 from audiolab.training.optim import Optimization
 from audiolab.training.plan import TIMED_STEPS, StepClock, print_plan
 from audiolab.training.position import Position
+from audiolab.training.preemption import Preemption
 from audiolab.training.progress import EpochLine, progress_bar
 from audiolab.training.task import Task
 from audiolab.training.weights import load_weights, read_weights, write_weights
@@ -43,6 +45,7 @@ _OWN_TRAINER_ARGUMENTS = (
     "num_sanity_val_steps",
     "enable_model_summary",
     "enable_progress_bar",
+    "plugins",
 )
 
 
@@ -70,7 +73,7 @@ def check(config: dict[str, Any]) -> None:
 def prepare(config: dict[str, Any]) -> tuple[SpeechData, Task]:
     """Build trainer, model and data and read the protocols once, so that errors come before anything is written."""
     make_trainer(config, logger=False, enable_checkpointing=False)
-    begun = RunFolder(RunFolder.path_of(config), config).latest_checkpoint is not None
+    begun = RunFolder(RunFolder.path_of(config), config).has_checkpoint
     task, data = build_task(config) if begun else begin_task(config)[0], build_data(config)
     data.prepare_data()
     check_together(config, task, data)
@@ -118,10 +121,12 @@ def begin_task(config: dict[str, Any]) -> tuple[Task, str | None]:
     return task, start(task, config)
 
 
-def build_trainer(config: dict[str, Any], folder: Path, run: RunFolder | None, *, training: bool) -> L.Trainer:
+def build_trainer(
+    config: dict[str, Any], folder: Path, run: RunFolder | None, *more: L.Callback, training: bool
+) -> L.Trainer:
     """Build the Trainer: with loggers and checkpoints for training, bare for a test of a finished run."""
     evaluation = Evaluation(folder)
-    callbacks: list[L.Callback] = [out_of_memory.guard(config), FeatureCache(), evaluation]
+    callbacks: list[L.Callback] = [*more, out_of_memory.guard(config), FeatureCache(), evaluation]
     loggers: list[Any] = []
     if training and run is not None:
         callbacks += [Position(config["seed"]), *_callbacks(config, run.path / "checkpoints")]
@@ -145,6 +150,7 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
         trainer = L.Trainer(
             **{**config["trainer"], **more},
             callbacks=[*callbacks, *progress_bar()],
+            plugins=[WholeFiles()],
             use_distributed_sampler=False,  # it pads, and a padded set has another EER
             num_sanity_val_steps=0,
             enable_model_summary=False,
@@ -162,17 +168,18 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
 def train(folder: str) -> dict[str, dict[str, float]]:
     """Train a run from where it stands, then evaluate its best checkpoint on development and test sets."""
     run = RunFolder.open(folder)
-    with log_to(run.path / "run.log"):
+    with log_to(run.path / "run.log"), Preemption(run.path) as preemption:
         if run.is_handed_over:
             raise InputError(
                 f"{run.path} holds weights without the state of their training, which cannot go on: start a new run "
                 f"from them with init.weights={run.path}"
             )
-        fresh = run.latest_checkpoint is None
+        trainer = build_trainer(run.config, run.path, run, preemption, training=True)
+        checkpoint = _latest_checkpoint(trainer, run)
+        fresh = checkpoint is None
         data = build_data(run.config)
         task, origin = begin_task(run.config) if fresh else (build_task(run.standalone_config), None)
         data.record_folder = run.path
-        trainer = build_trainer(run.config, run.path, run, training=True)
         if fresh and trainer.is_global_zero:
             run.keep_model(_standalone(run.config["model"], task.model))
             if origin:
@@ -181,7 +188,7 @@ def train(folder: str) -> dict[str, dict[str, float]]:
         finished = False
         try:
             with out_of_memory.told(out_of_memory.in_run(run, trainer, task)):
-                _fit(trainer, task, data, run)
+                _fit(trainer, task, data, run, checkpoint)
                 _keep_best_weights(trainer, task, run)
                 results = evaluate(trainer, task, data, run)
             finished = True
@@ -216,9 +223,16 @@ def _is_class(section: Any) -> bool:
     return isinstance(section, dict) and "_target_" in section
 
 
-def _fit(trainer: L.Trainer, task: Task, data: SpeechData, run: RunFolder) -> None:
-    """Train from the latest checkpoint; an interrupt says how to go on."""
-    checkpoint = run.latest_checkpoint
+def _latest_checkpoint(trainer: L.Trainer, run: RunFolder) -> Path | None:
+    """Return the checkpoint to go on from: rank 0 checks and chooses, the others follow."""
+    if trainer.world_size == 1:
+        return run.latest_checkpoint
+    trainer.strategy.setup_environment()  # joins the processes, which fit would do only after the model is built
+    return trainer.strategy.broadcast(run.latest_checkpoint if trainer.is_global_zero else None)
+
+
+def _fit(trainer: L.Trainer, task: Task, data: SpeechData, run: RunFolder, checkpoint: Path | None) -> None:
+    """Train from a checkpoint, if any; an interrupt says how to go on."""
     if checkpoint is not None and trainer.is_global_zero:
         print(f"going on from {checkpoint}")
     try:

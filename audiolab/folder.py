@@ -19,6 +19,7 @@ from audiolab import __version__
 from audiolab import config as conf
 from audiolab.errors import InputError
 from audiolab.reporting.scores import write_text
+from audiolab.training.checkpoint_files import LAST, newest_intact, step_files
 
 _PACKAGES = ("torch", "lightning", "hydra-core", "transformers", "numpy", "scipy", "soundfile")
 WEIGHTS = "model.safetensors"  # in checkpoints/, the best weights alone
@@ -176,7 +177,8 @@ class RunFolder:
     @property
     def is_handed_over(self) -> bool:
         """Whether there are weights to apply but no state of the training: what `audiolab.export` makes."""
-        return self.weights_path.is_file() and self.latest_checkpoint is None
+        damaged_too = (self.path / "checkpoints").glob("*.ckpt*")
+        return self.weights_path.is_file() and not any(damaged_too)
 
     @property
     def portable_config(self) -> dict[str, Any]:
@@ -191,10 +193,15 @@ class RunFolder:
         return {**own, "audiolab": __version__, "config_sha256": digest, "checkpoint": checkpoint.name}
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether there are checkpoints to go on from; nothing is read or said."""
+        folder = self.path / "checkpoints"
+        return (folder / LAST).is_file() or bool(step_files(folder))
+
+    @property
     def latest_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from, if any."""
-        path = self.path / "checkpoints" / "last.ckpt"
-        return path if path.is_file() else None
+        """The newest intact checkpoint to go on from, if any; damaged ones are set aside, said in a warning."""
+        return newest_intact(self.path / "checkpoints")
 
 
 def code_facts() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiolab.errors import InputError, OutOfMemory, Preempted, RunError
@@ -30,15 +31,17 @@ def launch(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
     from audiolab import engine
     from audiolab.folder import RunFolder
     from audiolab.preflight.quick import before_run
+    from audiolab.training.preemption import Preemption
 
     engine.check(config)
     if config["plan"]:
         engine.plan(config)
         return None
     num = num_processes(config["trainer"])
-    data, task = engine.prepare(config)
-    if rank() == 0:
-        before_run(config, data, task, num)
+    with Preemption(Path(config["outputs"]) / config["task"] / config["name"]):
+        data, task = engine.prepare(config)
+        if rank() == 0:
+            before_run(config, data, task, num)
     return resume(RunFolder.create(config) if rank() == 0 else RunFolder.join(config))
 
 
@@ -82,6 +85,8 @@ def in_processes(function: Callable[..., Any], num: int, *arguments: Any) -> Any
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from audiolab.training.preemption import Forwarding
+
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or num) // num)))
     launch_config = LaunchConfig(
         min_nodes=1,
@@ -93,13 +98,18 @@ def in_processes(function: Callable[..., Any], num: int, *arguments: Any) -> Any
         max_restarts=0,
         monitor_interval=0.5,
         start_method="spawn",
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # SIGTERM is forwarded: see Forwarding
     )
+    forwarding = Forwarding()
     try:
-        return elastic_launch(launch_config, function)(*arguments)[0]
+        with forwarding:
+            return elastic_launch(launch_config, function)(*arguments)[0]
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         message = failure.message if isinstance(failure.message, str) else failure.message.get("message", "")
         for kind in (InputError, RunError, OutOfMemory, Preempted):
             if message.startswith(f"{kind.__name__}: "):
                 raise kind(message.removeprefix(f"{kind.__name__}: ")) from error
+        if forwarding.forwarded:  # a process that had not yet begun, or was told twice, has no words of its own
+            raise Preempted("stopped by a signal; to go on: the same command again") from error
         raise

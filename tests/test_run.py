@@ -6,10 +6,8 @@ import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -257,24 +255,6 @@ def test_a_corrupt_file_in_training_stops_or_is_counted(tiny_la: Path, tmp_path:
     assert victim.name in listed and listed.count("\n") == 2
 
 
-def stopped(argv: list[str], checkpoint: Path, how: signal.Signals) -> tuple[int, str]:
-    """Start a command, stop it as soon as a checkpoint is there; return its exit code and output."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *argv],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 300
-    while not checkpoint.exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(how)
-    output, _ = process.communicate(timeout=60)
-    return process.returncode, output
-
-
 EVERYTHING = [
     "loss=asvspoof/oc_softmax",
     "module.mixup=1.0",
@@ -283,38 +263,6 @@ EVERYTHING = [
     "callbacks.average.keep=2",
     "+callbacks.ema={_target_:audiolab.training.averaging.MovingAverage,decay:0.8,every_n_steps:1,start_step:0}",
 ]
-
-
-def test_interrupted_and_killed_in_epochs_a_resumed_run_ends_with_the_same_weights(tiny_la: Path, tmp_path: Path):
-    """With everything on that draws or remembers: augmentation, mixup, FGM, a centre, moving and top-k averages."""
-    argv = options(tiny_la, tmp_path, "callbacks.last.every_n_steps=1", *EVERYTHING)
-    argv = [*argv, "trainer.max_epochs=5", "trainer.accumulate_grad_batches=2"]  # three optimiser steps an epoch
-    whole = command("audiolab.run", *argv, "name=whole")
-    assert whole.returncode == 0, whole.stderr
-    folder, whole_folder = tmp_path / "out/asvspoof/cut", tmp_path / "out/asvspoof/whole"
-    checkpoints = folder / "checkpoints"
-    code, output = stopped(["audiolab.run", *argv, "name=cut"], checkpoints / "step0000004.ckpt", signal.SIGINT)
-    assert code == 130
-    assert f"to go on: python -m audiolab.resume {folder}" in output
-    code, _ = stopped(["audiolab.resume", str(folder)], checkpoints / "step0000008.ckpt", signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    assert not (folder / "metrics.json").exists()
-    done = command("audiolab.resume", str(folder))
-    assert done.returncode == 0, done.stderr
-    assert "going on from" in done.stdout
-    for checkpoint in ("last.ckpt", "best.ckpt", "average.ckpt"):
-        expected, found = weights(whole_folder, checkpoint), weights(folder, checkpoint)
-        for name, tensor in expected.items():
-            assert torch.equal(tensor, found[name]), (checkpoint, name)
-    assert not list(checkpoints.glob("top*"))
-    assert RunFolder.open(folder).best_checkpoint == checkpoints / "average.ckpt"
-    kept = [torch.load(path / "checkpoints/average.ckpt", weights_only=True)["kept"] for path in (folder, whole_folder)]
-    assert kept[0] == kept[1] and len(kept[0]) == 2
-    assert json.loads((folder / "metrics.json").read_text()) == json.loads(
-        (tmp_path / "out/asvspoof/whole/metrics.json").read_text()
-    )
-    steps = [row["step"] for row in csv.DictReader((folder / "metrics.csv").open()) if row["train/loss_step"]]
-    assert steps == [str(step) for step in range(15)]
 
 
 def test_two_processes_give_the_metrics_of_one(finished: Path, tiny_la: Path, tmp_path: Path):

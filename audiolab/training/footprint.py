@@ -58,10 +58,9 @@ def checkpoint_files(callbacks: Mapping[str, Mapping[str, Any]], max_epochs: int
         if kind == "ModelCheckpoint":
             saved = section.get("save_top_k", 1)
             full += max_epochs if saved == -1 else min(saved, max_epochs)
-        elif kind in ("RecentCheckpoints", "Checkpoints"):
+        elif kind == "Checkpoints":
             within = section.get("every_n_steps") or section.get("every_n_minutes")
-            full += section["keep"] if within else min(section["keep"], max_epochs)
-            full += kind == "Checkpoints"  # the best one
+            full += 1 + (section["keep"] if within else min(section["keep"], max_epochs))  # the best one too
         elif kind == "TopKAverage":
             weights += min(section["keep"], max_epochs) + 1
     return full + (full > 0), weights

@@ -1,0 +1,195 @@
+"""A run that is asked to stop writes its state at the next exact moment and ends with exit code 75.
+
+SIGTERM is what clusters, containers and `timeout` send; SLURM sends SIGUSR1 some time before the limit where the job
+asks for it (`#SBATCH --signal=USR1@120`), and the job is then queued again. Lightning's handlers would save inside the
+signal handler, between two batches of one step, or wait for the other processes there: they are replaced.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Checkpoint
+
+from audiolab.errors import EXIT_PREEMPTED, Preempted
+
+_ONE_REQUEST_S = 2.0  # a signal to the whole process group arrives twice: once directly, once from the parent
+
+
+def agree(trainer: L.Trainer, *values: int) -> list[int]:
+    """Return the largest of each value over all processes: one small collective where there are several."""
+    if trainer.world_size == 1:
+        return list(values)
+    shared = torch.tensor(values, dtype=torch.int32, device=trainer.strategy.root_device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return shared.tolist()
+
+
+class Preemption(L.Callback):
+    """Context and callback: notes signals while it is entered, and ends the run when its state is written.
+
+    While there is something newer to write (training with a checkpoint callback) a signal is only noted in `asked`;
+    that callback looks there at its exact moments, writes, and sets `written`. At any other time, and for a second
+    signal, the process ends at once. A signal that asks for it (SIGUSR1 under SLURM) puts the job into the queue again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: int = 0
+        """The signal's number, 0 while there is none."""
+        self.written = False
+        """Whether the state is written and all processes leave."""
+        self._waits = False
+        self._asked_at_s = 0.0
+        self._before: dict[int, Any] = {}
+
+    @staticmethod
+    def of(trainer: L.Trainer) -> Preemption | None:
+        """Return the one among the callbacks of a trainer, if any."""
+        return next((callback for callback in trainer.callbacks if isinstance(callback, Preemption)), None)
+
+    def __enter__(self) -> Preemption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.getsignal(number) for number in _signals()}
+        self._install()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Preempted):
+            self._requeue()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _install(self) -> None:
+        for number in self._before:
+            signal.signal(number, self._on_signal)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals back from Lightning, which has just put its own handlers in place."""
+        self._install()
+        self._waits = any(isinstance(callback, Checkpoint) for callback in trainer.callbacks)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals back here too: an evaluation after training has handlers of its own."""
+        self._install()
+
+    on_test_start = on_validation_start
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """End the run if its state is written: only now, when the loggers have the values of the step before."""
+        if self.written:
+            raise self._ended(f"its state after step {trainer.global_step} is written")
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End the run after an epoch if its state is written."""
+        self.on_train_batch_start(trainer, pl_module, None, 0)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End the run before its evaluation."""
+        self._waits = False
+        if self.asked:
+            raise self._ended("its training is finished and written")
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.written:
+            return  # it is ending already, and another process that was faster may have caused this one
+        if self.asked and time.monotonic() - self._asked_at_s <= _ONE_REQUEST_S:
+            return
+        if self.asked:
+            self._say(f"audiolab: {self._ended('a second signal came')}")
+            self._requeue()
+            os._exit(EXIT_PREEMPTED)
+        self.asked, self._asked_at_s = number, time.monotonic()
+        if not self._waits:
+            raise self._ended("there was nothing newer to write")
+        if _global_rank() == 0:
+            self._say(f"audiolab: {signal.Signals(number).name}: stopping at the next step that resumes exactly")
+
+    @staticmethod
+    def _say(line: str) -> None:
+        os.write(2, f"{line}\n".encode())  # print may be at work where the signal came in
+
+    def _requeue(self) -> None:
+        if self.asked == signal.SIGUSR1 and _global_rank() == 0:
+            self._say(f"audiolab: {requeue()}")
+
+    def _ended(self, state: str) -> Preempted:
+        name = signal.Signals(self.asked).name if self.asked else "a signal to another process"
+        return Preempted(f"{self.folder} was stopped by {name}, {state}; {how_to_go_on(self.folder)}")
+
+
+class Forwarding:
+    """Context of a parent: passes signals on to the processes it has started and lets them end by themselves.
+
+    torch's elastic agent would give them 30 s, which may be too short for a step, a validation and a checkpoint: it
+    must be told to leave SIGTERM alone (`signals_to_handle`).
+    """
+
+    def __init__(self) -> None:
+        self.forwarded = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Forwarding:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._on_signal) for number in _signals()}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.forwarded = number
+        children = [child.pid for child in multiprocessing.active_children() if child.pid]
+        if not children:
+            raise Preempted(f"stopped by {signal.Signals(number).name} before training began: start the command again")
+        for child in children:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(child, number)
+
+
+def how_to_go_on(folder: Path) -> str:
+    """Return the words that end the sentence about a stopped run."""
+    if (folder / "config.yaml").is_file():
+        return f"to go on: the same command again, or python -m audiolab.resume {folder}"
+    return "to go on: the same command again"
+
+
+def requeue() -> str:
+    """Ask SLURM to queue this job again (of an array, this task of it); returns what came of it."""
+    environment = os.environ
+    job = environment["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in environment and "SLURM_ARRAY_TASK_ID" in environment:
+        job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
+        why = done.stderr.strip() if done.returncode else None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = str(error)
+    if why is None:
+        return f"SLURM job {job} is queued again"
+    return f"scontrol requeue {job} failed ({why or 'no reason given'}): submit the same command again"
+
+
+def _signals() -> tuple[int, ...]:
+    return (signal.SIGTERM, signal.SIGUSR1) if "SLURM_JOB_ID" in os.environ else (signal.SIGTERM,)
+
+
+def _global_rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
