@@ -314,15 +314,14 @@ def test_before_a_run_only_what_is_not_fine_is_said(
 
 def test_checkpoints_against_the_disk():
     needs = Footprint(weights_mb=100.0, trainable_mb=50.0)
-    best = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "save_top_k": 1}
-    last = {"_target_": "audiolab.training.checkpoints.RecentCheckpoints", "keep": 3, "every_n_steps": None}
+    own = {"_target_": "audiolab.training.checkpoints.Checkpoints", "keep": 3, "every_n_steps": None}
     average = {"_target_": "audiolab.training.averaging.TopKAverage", "keep": 5}
-    assert (
-        checkpoints_mb(needs, {"best": best, "last": last}, 100) == 5 * 200 + 100
-    )  # with the one being written, and weights
-    assert checkpoints_mb(needs, {"best": best, "last": last}, 1) == 3 * 200 + 100
-    assert checkpoints_mb(needs, {"best": best, "last": {**last, "every_n_steps": 10}}, 1) == 5 * 200 + 100
-    assert checkpoints_mb(needs, {"best": best, "last": last, "average": average}, 100) == 5 * 200 + 7 * 100
+    assert checkpoints_mb(needs, {"own": own}, 100) == 5 * 200 + 100  # best, three, one being written; weights alone
+    assert checkpoints_mb(needs, {"own": own}, 1) == 3 * 200 + 100
+    assert checkpoints_mb(needs, {"own": {**own, "every_n_steps": 10}}, 1) == 5 * 200 + 100
+    assert checkpoints_mb(needs, {"own": own, "average": average}, 100) == 5 * 200 + 7 * 100
+    more = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "save_top_k": 2}
+    assert checkpoints_mb(needs, {"own": own, "more": more}, 100) == 7 * 200 + 100
     states = {free: check_disk(Path("o"), 1000.0, free, writable=True).state for free in (999.0, 1500.0, 2000.0)}
     assert states == {999.0: "problem", 1500.0: "warning", 2000.0: "ok"}
     assert check_disk(Path("o"), None, 1.0, writable=False).state == "problem"
