@@ -7,15 +7,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from audiolab.cluster import rank
 from audiolab.errors import EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PREEMPTED, InputError, Preempted, RunError
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Call a verb's main with the command line and exit with its code."""
-    console = logging.StreamHandler()  # our warnings are for the user; a run's log file has everything
-    console.setLevel(logging.WARNING)
-    console.setFormatter(logging.Formatter("audiolab: %(message)s"))
-    logging.getLogger("audiolab").addHandler(console)
+    if rank() == 0:
+        warn_on_terminal()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
@@ -31,3 +30,11 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code or 0)
+
+
+def warn_on_terminal() -> None:
+    """Show our warnings, which are for the user; a run's log file has everything."""
+    console = logging.StreamHandler()
+    console.setLevel(logging.WARNING)
+    console.setFormatter(logging.Formatter("audiolab: %(message)s"))
+    logging.getLogger("audiolab").addHandler(console)

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from audiolab import build as builder
 from audiolab import out_of_memory
+from audiolab.cluster import rank
 from audiolab.errors import InputError
 from audiolab.fine_tuning import check_init, start, starting_model
 from audiolab.folder import RunFolder
@@ -31,6 +32,7 @@ from audiolab.training.optim import Optimization
 from audiolab.training.plan import TIMED_STEPS, StepClock, print_plan
 from audiolab.training.position import Position
 from audiolab.training.preemption import Preemption
+from audiolab.training.processes import InStep, cluster_environment
 from audiolab.training.progress import EpochLine, progress_bar
 from audiolab.training.task import Task
 from audiolab.training.weights import load_weights, read_weights, write_weights
@@ -132,6 +134,7 @@ def build_trainer(
         callbacks += [Position(config["seed"]), *_callbacks(config, run.path / "checkpoints")]
         callbacks += [EpochLine()]  # after the callback that knows the rates it shows
         loggers = [builder.build(section, run=run) for section in (config["logger"] or {}).values()]
+    callbacks.append(InStep())  # after those that put other weights in place
     return make_trainer(config, callbacks=callbacks, logger=loggers, default_root_dir=folder)
 
 
@@ -155,6 +158,7 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
             num_sanity_val_steps=0,
             enable_model_summary=False,
             enable_progress_bar=bool(progress_bar()),
+            plugins=[cluster_environment()],
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise InputError(
@@ -256,6 +260,30 @@ def evaluate(trainer: L.Trainer, task: Task, data: SpeechData, run: RunFolder) -
     return evaluation.results
 
 
+def evaluate_run(
+    folder: str, config: dict[str, Any], sets: Sequence[str] | None, out: str, *, add: bool
+) -> dict[str, dict[str, float]]:
+    """Evaluate the best checkpoint of a run on the test sets of a config, or on `sets`; returns the metrics by set.
+
+    Scores, plots and `metrics.json` are written to `out`; with `add` the sets that it holds already stay.
+    """
+    run = RunFolder.open(folder)
+    task, data = load_task(run), build_data({**config, "augment": None})  # of training only
+    data.prepare_data()
+    if sets:
+        data.choose_test_sets(list(sets))
+    data.setup("test")
+    trainer = build_trainer(config, Path(out), run, training=False)
+    evaluation = evaluation_of(trainer)
+    evaluation.calibration = run.calibration
+    with out_of_memory.told(out_of_memory.in_test(config, trainer)):
+        trainer.test(task, data, verbose=False)
+    if trainer.is_global_zero:
+        write_results(Path(out), evaluation.results, add=add)
+        write_bad_audio(data, Path(out))
+    return evaluation.results
+
+
 def write_bad_audio(data: SpeechData, folder: Path) -> None:
     """List the files that were left out, if any, and say how many."""
     if data.bad_audio.skipped:
@@ -348,11 +376,15 @@ def print_headline(results: dict[str, dict[str, float]], task: type[Task]) -> No
 
 
 class log_to:  # noqa: N801 - reads as a verb where it is used
-    """Context: log messages and warnings also go to a file."""
+    """Context: log messages and warnings also go to a file; of several processes the first speaks for all.
+
+    What stops a process is written by each.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.handler = logging.FileHandler(path)
-        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.file = logging.FileHandler(path)
+        self.file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.handler = self.file if rank() == 0 else logging.NullHandler()
         self.loggers = [logging.getLogger(name) for name in ("audiolab", "lightning", "py.warnings")]
 
     def __enter__(self) -> None:
@@ -363,11 +395,12 @@ class log_to:  # noqa: N801 - reads as a verb where it is used
 
     def __exit__(self, *exception: object) -> None:
         if exception[1] is not None:
-            facts = {"name": "audiolab", "levelname": "ERROR", "msg": "stopped", "exc_info": exception}
-            self.handler.handle(logging.makeLogRecord(facts))  # to the file only: the terminal gets it anyway
+            message = "stopped" if rank() == 0 else f"stopped (process {rank()})"
+            facts = {"name": "audiolab", "levelname": "ERROR", "msg": message, "exc_info": exception}
+            self.file.handle(logging.makeLogRecord(facts))  # to the file only: the terminal gets it anyway
         for logger in self.loggers:
             logger.removeHandler(self.handler)
-        self.handler.close()
+        self.file.close()
         logging.captureWarnings(False)
 
 

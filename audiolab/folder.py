@@ -102,10 +102,12 @@ class RunFolder:
         """Open the folder that rank 0 of the same torchrun or srun job is making."""
         path = cls.path_of(config)
         deadline_s = time.monotonic() + patience_s
-        while not (path / "config.yaml").is_file():
-            if time.monotonic() > deadline_s:
+        saved = {key: value for key, value in config.items() if key not in _NOT_SAVED}
+        while not (path / "config.yaml").is_file() or _differences(cls.open(path).config, saved):
+            if time.monotonic() > deadline_s:  # options that differ may be of a run that rank 0 is about to replace
                 raise InputError(
-                    f"{path} did not appear within {patience_s:.0f} s: did rank 0 fail, or see another disk?"
+                    f"{path} did not appear with these options within {patience_s:.0f} s: did rank 0 fail, or see "
+                    "another disk?"
                 )
             time.sleep(0.1)
         return cls.open(path)

@@ -1,26 +1,20 @@
 """One process for one device, else one per device; no worker ever sees Hydra.
 
 Lightning's own launcher starts the command line again, which inside a Hydra sweep runs the whole sweep again. Here the
-workers are started by torch's elastic launcher on a plain function, and rank 0's result comes back.
+processes are started on a plain function (`processes.py`), and rank 0's result comes back.
 """
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audiolab.errors import InputError, OutOfMemory, Preempted, RunError
+from audiolab.cluster import rank, started_by_launcher
+from audiolab.errors import InputError
 
 if TYPE_CHECKING:
     from audiolab.folder import RunFolder
-
-
-def rank() -> int:
-    """Return our number among processes that torchrun or srun started; 0 when we were started by hand."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
 
 
 def launch(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
@@ -50,10 +44,11 @@ def resume(run: RunFolder) -> dict[str, dict[str, float]]:
     from audiolab import engine
 
     results = run.results
-    if results is not None:
+    if results is None:
+        go_on = f"to go on: python -m audiolab.resume {run.path}"
+        results = in_processes(engine.train, num_processes(run.config["trainer"]), str(run.path), go_on=go_on)
+    elif rank() == 0:
         print(f"{run.path} is finished already: its results follow; choose another name= to run again")
-    else:
-        results = in_processes(engine.train, num_processes(run.config["trainer"]), str(run.path))
     if rank() == 0:
         engine.report(run)
     return results
@@ -61,7 +56,7 @@ def resume(run: RunFolder) -> dict[str, dict[str, float]]:
 
 def num_processes(trainer: dict[str, Any]) -> int:
     """Return how many processes to start here: one if a launcher (torchrun, srun) has started us already."""
-    if "RANK" in os.environ or "SLURM_PROCID" in os.environ:
+    if started_by_launcher():
         return 1
     import torch
 
@@ -78,38 +73,15 @@ def num_processes(trainer: dict[str, Any]) -> int:
         raise InputError(f"trainer.devices={devices!r} is unknown: give a number, a list like [0,1], or auto") from None
 
 
-def in_processes(function: Callable[..., Any], num: int, *arguments: Any) -> Any:
-    """Call `function` here, or on `num` processes of this machine; rank 0's result comes back."""
-    if num == 1:
-        return function(*arguments)
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+def in_processes(function: Callable[..., Any], num: int, *arguments: Any, go_on: str = "") -> Any:
+    """Call `function` here, or on `num` processes of this machine; rank 0's result comes back.
 
-    from audiolab.training.preemption import Forwarding
+    `go_on` says, at the end of an error, how to go on after a process was killed.
+    """
+    from audiolab.processes import leave_group, on_processes
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or num) // num)))
-    launch_config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # a free port: jobs of a sweep never clash
-        max_restarts=0,
-        monitor_interval=0.5,
-        start_method="spawn",
-        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # SIGTERM is forwarded: see Forwarding
-    )
-    forwarding = Forwarding()
-    try:
-        with forwarding:
-            return elastic_launch(launch_config, function)(*arguments)[0]
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        message = failure.message if isinstance(failure.message, str) else failure.message.get("message", "")
-        for kind in (InputError, RunError, OutOfMemory, Preempted):
-            if message.startswith(f"{kind.__name__}: "):
-                raise kind(message.removeprefix(f"{kind.__name__}: ")) from error
-        if forwarding.forwarded:  # a process that had not yet begun, or was told twice, has no words of its own
-            raise Preempted("stopped by a signal; to go on: the same command again") from error
-        raise
+    if num > 1:
+        return on_processes(function, num, *arguments, go_on=go_on)
+    result = function(*arguments)
+    leave_group()
+    return result

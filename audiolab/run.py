@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import datetime
 
 from audiolab import config as conf
+from audiolab.cluster import started_by_launcher
 from audiolab.command import run_command
 from audiolab.errors import InputError
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         _print_overview(full="help" in flags)
         return 0
     swept = conf.expand(overrides)[1] if "multirun" in flags else []
-    if conf.value_of(overrides, "name") is None and {"RANK", "SLURM_PROCID"} & set(os.environ):
+    if conf.value_of(overrides, "name") is None and started_by_launcher():
         raise InputError("started by torchrun or srun: give name=, so that all processes share one run folder")
     recipe = conf.default_recipe(overrides)
     name = conf.value_of(overrides, "name") or f"{recipe.replace(',', '+')}-{datetime.now():%Y%m%d-%H%M%S}"

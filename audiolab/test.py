@@ -7,9 +7,11 @@ import copy
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from audiolab import config as conf
+from audiolab.cluster import rank
 from audiolab.command import run_command
 from audiolab.errors import InputError
 
@@ -37,30 +39,20 @@ def test(
     """
     from pathlib import Path
 
-    from audiolab import engine, out_of_memory
+    from audiolab import build, engine
     from audiolab.folder import RunFolder
-    from audiolab.training.data import SpeechData
+    from audiolab.launch import in_processes, num_processes
 
     run = RunFolder.open(run_folder)
     config = test_config(run.config, overrides)
-    task = engine.load_task(run)
-    data: SpeechData = engine.build_data({**config, "augment": None})  # of training only
-    data.prepare_data()
-    if sets:
-        data.choose_test_sets(list(sets))
-    data.setup("test")
     folder = Path(out) if out else run.path / "tests" / _label(config["data"], overrides)
-    trainer = engine.build_trainer(config, folder, run, training=False)
-    evaluation = engine.evaluation_of(trainer)
-    evaluation.calibration = run.calibration
-    with out_of_memory.told(out_of_memory.in_test(config, trainer)):
-        trainer.test(task, data, verbose=False)
-    results = evaluation.results
-    engine.print_breakdowns(results, task.headline)
-    engine.write_results(folder, results, add=out is None)
-    engine.write_bad_audio(data, folder)
-    engine.print_headline(results, type(task))
-    print(f"scores and plots: {folder}")
+    evaluate = partial(engine.evaluate_run, add=out is None)
+    results = in_processes(evaluate, num_processes(config["trainer"]), str(run.path), config, sets, str(folder))
+    if rank() == 0:
+        task = build.locate(config["module"]["_target_"])
+        engine.print_breakdowns(results, task.headline)
+        engine.print_headline(results, task)
+        print(f"scores and plots: {folder}")
     return results
 
 

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from numbers import Integral
@@ -159,7 +159,7 @@ class BadAudioPolicy:
     Worker processes of a DataLoader pass the errors on as items, so that the main process counts them
     (`audiolab.training.data`).
 
-    With several processes of training each has its own policy and counts the files that it met itself.
+    With several processes of training each has its own policy; `add` counts what the others have met.
 
     >>> policy = BadAudioPolicy("skip", max_bad_audio=1)
     >>> policy.handle(AudioError("a.wav is empty.", "a.wav", "is empty"))
@@ -193,15 +193,23 @@ class BadAudioPolicy:
         """Raise the error, or count its file as skipped and raise `InputError` once there are too many."""
         if self.mode == "raise":
             raise error
-        if error.path in self.skipped:
+        self._count(error.path, error.reason, str(error))
+
+    def add(self, skipped: Mapping[str, str]) -> None:
+        """Count files that other processes skipped, each with its reason; raises as `handle` does."""
+        for path, reason in skipped.items():
+            self._count(path, reason, f"{path} {reason}.")
+
+    def _count(self, path: str, reason: str, sentence: str) -> None:
+        if path in self.skipped:
             return
-        self.skipped[error.path] = error.reason
-        logger.warning("skipped %s: %s", error.path, error.reason)
+        self.skipped[path] = reason
+        logger.warning("skipped %s: %s", path, reason)
         if len(self.skipped) > self.cap:
             of = "" if self.num_files is None else f" of {self.num_files}"
             raise InputError(
                 f"{len(self.skipped)}{of} audio files cannot be used and max_bad_audio={self.max_bad_audio:g} allows "
-                f"{self.cap}; the last one: {error} Repair or remove them, or raise max_bad_audio."
+                f"{self.cap}; the last one: {sentence} Repair or remove them, or raise max_bad_audio."
             )
 
     def write_list(self, path: str | os.PathLike[str]) -> None:

@@ -21,6 +21,7 @@ from audiolab.errors import InputError
 from audiolab.training.augmentation_log import AugmentationLog
 from audiolab.training.feature_cache import FeatureStore
 from audiolab.training.loading import TimedLoader, num_cpus
+from audiolab.training.processes import gather
 from audiolab.training.randomness import item_generator
 from audiolab.training.sampling import Draw, EvalBatches, TrainBatches
 
@@ -52,9 +53,12 @@ class Utterances(Dataset[Item | BadItem], ABC):
         return len(self.ids)
 
     def __getitem__(self, draw: Draw) -> Item | BadItem:
-        epoch, index = draw
+        return self.item(draw, draw[1])
+
+    def item(self, draw: Draw, index: int) -> Item | BadItem:
+        """Return item `index` as the one that was drawn."""
         try:
-            item = self.read(index, item_generator(self.seed, epoch, index, "read"))
+            item = self.read(index, item_generator(self.seed, *draw, "read"))
         except AudioError as error:
             return BadItem(self.ids[index], error)
         if self.features is not None:
@@ -62,10 +66,38 @@ class Utterances(Dataset[Item | BadItem], ABC):
         return {**item, "id": self.ids[index], "draw": draw}
 
 
-def collate(items: list[Item | BadItem]) -> dict[str, Any]:
+class Replacing(Dataset[Item | list[BadItem]]):
+    """A training set in which the next readable utterance stands in for an unreadable one, with the draws of that one.
+
+    So batches keep their size: an empty one would leave the other processes of DDP waiting for its gradients. After
+    `num_allowed` unreadable ones in a row only those come back, and there are too many then.
+    """
+
+    def __init__(self, utterances: Utterances, num_allowed: int) -> None:
+        self.utterances, self.num_allowed = utterances, num_allowed
+
+    def __getitem__(self, draw: Draw) -> Item | list[BadItem]:
+        bad = []
+        for number in range(min(self.num_allowed + 1, len(self.utterances))):
+            item = self.utterances.item(draw, (draw[1] + number) % len(self.utterances))
+            if not isinstance(item, BadItem):
+                return {**item, "bad": bad}
+            bad.append(item)
+        return bad
+
+
+def collate(items: list[Item | BadItem | list[BadItem]]) -> dict[str, Any]:
     """Stack the good items; bad ones are listed under `bad`, draws and ids stay lists."""
-    good = [item for item in items if not isinstance(item, BadItem)]
-    batch: dict[str, Any] = {"bad": [item for item in items if isinstance(item, BadItem)]}
+    batch: dict[str, Any] = {"bad": []}
+    good = []
+    for item in items:
+        if isinstance(item, BadItem):
+            batch["bad"].append(item)
+        elif isinstance(item, list):
+            batch["bad"] += item
+        else:
+            batch["bad"] += item.pop("bad", [])
+            good.append(item)
     if good:
         batch |= {key: [item[key] for item in good] for key in ("id", "draw")}
         batch |= default_collate([{k: v for k, v in item.items() if k not in ("id", "draw")} for item in good])
@@ -171,7 +203,9 @@ class SpeechData(L.LightningDataModule, ABC):
         dataset = self.utterances("train")
         self._train_batches = TrainBatches(len(dataset), self.batch_size, self.seed, *self._process())
         self._train_batches.resume_at(*self.position)
-        return self._loader(dataset, self._train_batches)
+        dataset.seed = self.seed
+        allowed = self.bad_audio.cap if self.on_bad_audio == "skip" else 0
+        return self._loader(Replacing(dataset, allowed), self._train_batches)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches come next; Lightning does not reach batch samplers itself."""
@@ -186,12 +220,18 @@ class SpeechData(L.LightningDataModule, ABC):
         return [self.eval_loader(name) for name in self.test_sets]
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any] | None:
-        """Count the bad audio of a batch; a batch with nothing else in it becomes None, which is passed over."""
+        """Count the bad audio of a batch; one of an evaluation with nothing else in it becomes None."""
         for bad in batch.pop("bad"):
             if bad.id not in self.skipped_ids:
                 self.bad_audio.handle(bad.error)
                 self.skipped_ids.add(bad.id)
         return batch if "id" in batch else None
+
+    def share_bad_audio(self) -> None:
+        """Count the unreadable files that all processes have met; each of them has to call this at the same moment."""
+        if self.on_bad_audio == "skip":
+            self.skipped_ids |= set(gather(sorted(self.skipped_ids)))
+            self.bad_audio.add(dict(gather(list(self.bad_audio.skipped.items()))))
 
     def on_after_batch_transfer(self, batch: dict[str, Any] | None, dataloader_idx: int) -> dict[str, Any] | None:
         """Augment training batches."""
@@ -234,6 +274,7 @@ class SpeechData(L.LightningDataModule, ABC):
     def eval_loader(self, set_name: str) -> DataLoader:
         """Every utterance of a set once over all processes, as in evaluation."""
         dataset = self.utterances(set_name)
+        dataset.seed = self.seed
         return self._loader(dataset, EvalBatches(len(dataset), self.eval_batch_size, *self._process()))
 
     def audio_s(self, batch: dict[str, Any]) -> float:
@@ -253,8 +294,7 @@ class SpeechData(L.LightningDataModule, ABC):
             options.append("data.feature_cache_dtype=float16")
         return options
 
-    def _loader(self, dataset: Utterances, batches: TrainBatches | EvalBatches) -> DataLoader:
-        dataset.seed = self.seed
+    def _loader(self, dataset: Dataset, batches: TrainBatches | EvalBatches) -> DataLoader:
         num_workers = min(self.num_workers, num_cpus())
         return TimedLoader(
             dataset,

@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 import pandas as pd
-import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 
@@ -20,6 +19,7 @@ from audiolab.reporting.tables import breakdowns
 from audiolab.tracking import log_evaluation
 from audiolab.training.calibration import fitted_on
 from audiolab.training.data import SpeechData
+from audiolab.training.processes import gather
 from audiolab.training.task import Task
 
 log = logging.getLogger(__name__)
@@ -48,15 +48,6 @@ def join_rows(rows: list[dict[str, Any]], expected: list[str], set_name: str) ->
             f"{set_name}: {len(extra)} scores belong to no utterance of the set, the first is {extra[0]!r}"
         )
     return pd.DataFrame([by_id[name] for name in sorted(by_id)])
-
-
-def gather(values: list[Any]) -> list[Any]:
-    """Concatenate the lists of all processes, in rank order; every process gets the whole."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return values
-    everyone: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, values)
-    return [value for part in everyone for value in part]
 
 
 def write_set(
@@ -118,9 +109,10 @@ class Evaluation(L.Callback):
 
     def _finish(self, trainer: L.Trainer, task: Task, set_names: list[str]) -> None:
         data: SpeechData = trainer.datamodule
+        data.share_bad_audio()
+        skipped = data.skipped_ids
         for number, set_name in enumerate(set_names):
             rows = gather(self._rows.get(number, []))
-            skipped = set(gather(sorted(data.skipped_ids)))
             table = join_rows(rows, [name for name in data.ids(set_name) if name not in skipped], set_name)
             table.attrs = {**data.context(set_name), "set": set_name, "skipped": len(skipped & set(data.ids(set_name)))}
             if trainer.state.fn is TrainerFn.FITTING:

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import track
 from torch import nn
 
 from audiolab.errors import InputError
+from audiolab.training.processes import gather
 
 if TYPE_CHECKING:
     from audiolab.training.data import SpeechData
@@ -132,7 +134,8 @@ class FeatureCache(L.Callback):
 
     def _fill_set(self, data: SpeechData, task: Task, name: str, store: FeatureStore) -> None:
         loader = data.eval_loader(name)
-        shown = track(loader, description=f"features of {name}", transient=True, disable=not sys.stderr.isatty())
+        quiet = rank_zero_only.rank != 0 or not sys.stderr.isatty()
+        shown = track(loader, description=f"features of {name}", transient=True, disable=quiet)
         num_written = num_bytes = 0
         for batch in shown:
             wave_bt = batch.get("wave", torch.empty(0, 0))
@@ -146,7 +149,9 @@ class FeatureCache(L.Callback):
             for row, of_row in zip(rows, features, strict=True):
                 store.save(wave_bt[row].numpy(), of_row)
                 num_written, num_bytes = num_written + 1, num_bytes + of_row.size * store.item_bytes
-        if num_written:
+        written = gather([(num_written, num_bytes)])
+        num_written, num_bytes = (sum(part) for part in zip(*written, strict=True))
+        if num_written and rank_zero_only.rank == 0:
             print(f"feature cache: {num_written} utterances of {name}, {num_bytes / 1e9:.2f} GB, in {store.folder}")
 
 
