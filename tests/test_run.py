@@ -265,46 +265,6 @@ EVERYTHING = [
 ]
 
 
-def test_two_processes_give_the_metrics_of_one(finished: Path, tiny_la: Path, tmp_path: Path):
-    """An odd number of trials on two processes: nothing is padded, every id is scored once, one folder is made."""
-    protocol = tiny_la / "LA/ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm.dev.trl.txt"
-    protocol.write_text("".join(line + "\n" for line in protocol.read_text().splitlines()[:-1]))
-    argv = options(tiny_la, tmp_path, "augment=asvspoof/none", "trainer.max_epochs=1", *EVERYTHING)
-    two = command(
-        "audiolab.run",
-        *argv,
-        "trainer=ddp",
-        "trainer.accelerator=cpu",
-        "trainer.devices=2",
-        "data.batch_size=2",
-        "name=two",
-    )
-    assert two.returncode == 0, two.stderr[-3000:]
-    assert [path.name for path in (tmp_path / "out/asvspoof").iterdir()] == ["two"]
-    folder = tmp_path / "out/asvspoof/two"
-    reported = json.loads((folder / "metrics.json").read_text())
-    assert len((folder / "scores/dev.csv").read_text().splitlines()) == 16
-    alone = test.test(str(folder), ["trainer=cpu"], sets=["dev", "eval"])
-    for set_name, metrics in alone.items():
-        assert metrics["eer"] == reported[set_name]["eer"]
-        assert metrics["min_dcf"] == pytest.approx(reported[set_name]["min_dcf"], abs=1e-12)
-    assert (folder / "checkpoints/average.ckpt").is_file()
-
-
-def test_torchrun_makes_one_folder(tiny_la: Path, tmp_path: Path):
-    argv = options(tiny_la, tmp_path, "trainer.max_epochs=1", "data.batch_size=2", "trainer.devices=2", "name=torchrun")
-    done = command(
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "audiolab.run",
-        *argv,
-        "trainer.strategy=ddp",
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert [path.name for path in (tmp_path / "out/asvspoof").iterdir()] == ["torchrun"]
-    assert done.stdout.count("EER (%)") == 3  # two breakdowns and the results, once
 
 
 def test_a_sweep_skips_finished_jobs_and_reports_failed_ones(
