@@ -65,11 +65,24 @@ def check(config: dict[str, Any]) -> None:
             builder.check(section, f"{group}.{name}", given=given)
     builder.check_signature(L.Trainer, config["trainer"], "trainer", given=_OWN_TRAINER_ARGUMENTS)
     check_init(config)
+    _check_processes(config["trainer"])
     epochs = config["trainer"].get("max_epochs")
     if not isinstance(epochs, int) or epochs < 1:
         raise InputError(f"trainer.max_epochs={epochs} does not fit: give a whole number from 1 up")
     if not isinstance(config["seed"], int) or config["seed"] < 0:
         raise InputError(f"seed={config['seed']!r} does not fit: give a whole number from 0 up")
+
+
+def _check_processes(trainer: dict[str, Any]) -> None:
+    strategy = str(trainer.get("strategy", "auto"))
+    if strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
+        raise InputError(
+            f"trainer.strategy={strategy} does not go with evaluation, which deals out utterances unpadded, so that "
+            "processes run the model different numbers of times: use trainer=ddp, with trainer.precision=bf16-mixed, "
+            "gradient checkpointing, LoRA or a smaller data.batch_size where memory is short"
+        )
+    if trainer.get("sync_batchnorm") and trainer.get("accelerator") == "cpu":
+        raise InputError("trainer.sync_batchnorm=true needs GPUs: leave it out with trainer.accelerator=cpu")
 
 
 def prepare(config: dict[str, Any]) -> tuple[SpeechData, Task]:

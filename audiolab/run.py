@@ -34,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
         _print_overview(full="help" in flags)
         return 0
     swept = conf.expand(overrides)[1] if "multirun" in flags else []
+    if "multirun" not in flags and conf.value_of(overrides, "hydra/launcher"):
+        raise InputError("hydra/launcher= starts the jobs of a sweep: add -m, also for a single job")
     if conf.value_of(overrides, "name") is None and started_by_launcher():
         raise InputError("started by torchrun or srun: give name=, so that all processes share one run folder")
     recipe = conf.default_recipe(overrides)

@@ -10,6 +10,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, MissingConfigException, SearchPathException
 
 from audiolab import config as conf
 from audiolab.build import locate
@@ -55,6 +56,11 @@ def run_sweep(overrides: Sequence[str], swept: Sequence[str], name: str, config_
     sys.argv = [sys.argv[0], "-m", *(text for text in overrides if not text.startswith("name=")), *filter(None, own)]
     try:
         hydra.main(version_base="1.3", config_path=str(conf.config_folder()), config_name="run")(job)()
+    except (MissingConfigException, ConfigCompositionException, SearchPathException) as error:
+        raise InputError(
+            f"this sweep cannot be launched ({str(error).strip().splitlines()[0]}): hydra/launcher=slurm and "
+            "submitit_local need audiolab[slurm]"
+        ) from error
     except KeyboardInterrupt:
         print(f"the sweep is stopped; the same command with name={name} goes on with all of its jobs")
         raise

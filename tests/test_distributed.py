@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest_corpus import PROTOCOLS
 from test_feature_cache import FROZEN
-from test_run import EVERYTHING, ROOT, options, weights
+from test_run import EVERYTHING, ROOT, command, options, weights
 
 from audiolab import cluster, processes, resume, run, test
 from audiolab.errors import InputError, OutOfMemory, RunError
@@ -304,3 +304,62 @@ def test_other_processes_wait_for_the_folder_with_their_options(tmp_path: Path):
     assert RunFolder.join(config, patience_s=0.0).path == tmp_path / "t/n"
     with pytest.raises(InputError, match="did not appear with these options within 0 s"):
         RunFolder.join({**config, "data": {"fold": 2}}, patience_s=0.0)
+
+
+FAKE_SLURM = {  # a controller of one node: jobs run at once, one after the other
+    "sbatch": """import os, re, subprocess, sys
+script = open(sys.argv[1]).read()
+job, tasks = "4242", int(re.search("ntasks-per-node=([0-9]+)", script)[1])
+open(os.environ["FAKE_SLURM_SCRIPT"], "w").write(script)
+print("Submitted batch job", job, flush=True)
+tasks = {"SLURM_NTASKS": tasks, "SLURM_NTASKS_PER_NODE": tasks, "SLURM_JOB_NUM_NODES": 1, "SLURM_NNODES": 1}
+facts = {"SLURM_JOB_ID": job, "SLURM_JOB_NAME": "run", "SLURM_PROCID": 0, "SLURM_NODEID": 0, "SLURM_LOCALID": 0}
+facts |= {"SLURM_JOB_NODELIST": "localhost", **tasks}
+array = re.search("array=0-([0-9]+)", script)
+for index in range(int(array[1]) + 1) if array else [None]:
+    own = {} if index is None else {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": index}
+    environment = {**os.environ, **{key: str(value) for key, value in {**facts, **own}.items()}}
+    with open(os.environ["FAKE_SLURM_SCRIPT"] + ".log", "a") as log:
+        subprocess.Popen(["bash", sys.argv[1]], env=environment, stdout=log, stderr=log)
+""",
+    "srun": """import os, sys
+os.environ["SLURM_STEP_NUM_TASKS"] = os.environ["SLURM_NTASKS"]
+words = sys.argv[1:]
+command = words[next(i for i, word in enumerate(words) if "python" in word):]
+os.execvp(command[0], command)
+""",
+    "sacct": "print('JobID|State|NodeList')",
+}
+
+
+def test_a_sweep_as_slurm_jobs_of_two_processes_each(tiny_la: Path, tmp_path: Path):
+    """submitit's own path through sbatch and srun, with stand-ins for them: one task a job starts two processes."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, code in FAKE_SLURM.items():
+        (programs / name).write_text(f"#!{sys.executable}\n{code}")
+        (programs / name).chmod(0o755)
+    paths = {"PATH": f"{programs}:{os.environ['PATH']}", "FAKE_SLURM_SCRIPT": str(tmp_path / "script")}
+    argv = options(tiny_la, tmp_path, *TWO, "data.batch_size=2", "trainer.max_epochs=1", "seed=0,1", "name=cluster")
+    slurm = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=2"]
+    done = command("audiolab.run", "-m", *argv, *slurm, env=paths)
+    assert done.returncode == 0, done.stderr + (tmp_path / "script.log").read_text()
+    script = (tmp_path / "script").read_text()
+    for line in ("--partition=gpu", "--gpus-per-node=2", "--ntasks-per-node=1", "--time=1440", "--signal=USR2@120"):
+        assert f"#SBATCH {line}" in script
+    assert "2 jobs" in done.stdout and "mean ± SD" in done.stdout
+    folder = tmp_path / "out/asvspoof/cluster"
+    assert {path.parent.name for path in folder.glob("*/metrics.json")} == {"seed-0", "seed-1"}
+    for seed in (0, 1):
+        output = next((folder / ".submitit").rglob(f"*_{seed}_0_log.out")).read_text()
+        assert output.count("epoch 1/1") == 1 and f"cluster/seed-{seed}" in output
+
+
+def test_what_does_not_go_with_several_processes_is_refused():
+    for overrides, expected in (
+        (["trainer=ddp", "trainer.strategy=fsdp"], "trainer.strategy=fsdp does not go with evaluation"),
+        ([*TWO, "trainer.sync_batchnorm=true"], "needs GPUs"),
+        (["hydra/launcher=slurm"], "add -m, also for a single job"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            run.main(["task=asvspoof", *overrides])
