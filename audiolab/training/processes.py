@@ -55,7 +55,8 @@ class InStep(L.Callback):
         model = trainer.strategy.model
         if isinstance(model, DistributedDataParallel):
             for buffer in pl_module.buffers():
-                dist.broadcast(buffer, 0)
+                dist.broadcast(shared := buffer.contiguous(), 0)
+                buffer.copy_(shared)
             model.require_forward_param_sync = False
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -61,8 +61,12 @@ class TrainBatches(Sampler[list[Draw]]):
 class EvalBatches(Sampler[list[Draw]]):
     """Every item exactly once over all processes: rank r takes range(r, N, world), nothing is padded or repeated.
 
+    A process without items gets an empty batch: Lightning would leave the evaluation out there, and the others wait.
+
     >>> list(EvalBatches(num_items=5, batch_size=2, rank=1, world_size=2))
     [[(0, 1), (0, 3)]]
+    >>> list(EvalBatches(num_items=1, batch_size=2, rank=1, world_size=2))
+    [[]]
     """
 
     def __init__(self, num_items: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -70,8 +74,8 @@ class EvalBatches(Sampler[list[Draw]]):
         self.batch_size = batch_size
 
     def __len__(self) -> int:
-        return -(-len(self.items) // self.batch_size)
+        return max(1, -(-len(self.items) // self.batch_size))
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        for first in range(0, len(self.items), self.batch_size):
+        for first in range(0, max(1, len(self.items)), self.batch_size):
             yield [(0, item) for item in self.items[first : first + self.batch_size]]
