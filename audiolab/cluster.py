@@ -1,12 +1,16 @@
 """Who started this process: a person, or torchrun or srun as one of several processes of one run.
 
-Only the standard library is imported here. Under SLURM the number of tasks decides, not the presence of its variables:
-in a job of one task (submitit, a batch script, an interactive shell) we start the processes of a run ourselves.
+Importing this needs the standard library only. Under SLURM the number of tasks decides, not the presence of its
+variables: in a job of one task (submitit, a batch script, an interactive shell) we start the processes ourselves.
 """
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning.fabric.plugins.environments import ClusterEnvironment
 
 
 def world_size() -> int:
@@ -40,3 +44,16 @@ def started_by_launcher() -> bool:
     False
     """
     return "RANK" in os.environ or world_size() > 1
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """Return Lightning's view of who started us; its own guess takes every SLURM job for one that srun manages.
+
+    >>> type(cluster_environment()).__name__
+    'LightningEnvironment'
+    """
+    from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+    if not started_by_launcher():
+        return LightningEnvironment()
+    return TorchElasticEnvironment() if "RANK" in os.environ else SLURMEnvironment()

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from audiolab import build as builder
 from audiolab import out_of_memory
-from audiolab.cluster import rank
+from audiolab.cluster import cluster_environment, rank
 from audiolab.errors import InputError
 from audiolab.fine_tuning import check_init, start, starting_model
 from audiolab.folder import RunFolder
@@ -32,7 +32,7 @@ from audiolab.training.optim import Optimization
 from audiolab.training.plan import TIMED_STEPS, StepClock, print_plan
 from audiolab.training.position import Position
 from audiolab.training.preemption import Preemption
-from audiolab.training.processes import InStep, cluster_environment
+from audiolab.training.processes import InStep
 from audiolab.training.progress import EpochLine, progress_bar
 from audiolab.training.task import Task
 from audiolab.training.weights import load_weights, read_weights, write_weights

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import lightning as L
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
 from torch.nn.parallel import DistributedDataParallel
-
-from audiolab.cluster import started_by_launcher
 
 
 def gather(values: list[Any]) -> list[Any]:
@@ -29,17 +20,6 @@ def gather(values: list[Any]) -> list[Any]:
     everyone: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(everyone, values)
     return [value for part in everyone for value in part]
-
-
-def cluster_environment() -> ClusterEnvironment:
-    """Return Lightning's view of who started us; its own guess takes every SLURM job for one that srun manages.
-
-    >>> type(cluster_environment()).__name__
-    'LightningEnvironment'
-    """
-    if not started_by_launcher():
-        return LightningEnvironment()
-    return TorchElasticEnvironment() if "RANK" in os.environ else SLURMEnvironment()
 
 
 class InStep(L.Callback):
