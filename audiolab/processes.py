@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, set_start_method
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -150,6 +150,7 @@ def _work(
     """Be one of the processes; runs in the child."""
     _die_with(parent)
     os.setpgid(0, 0)  # a terminal's Ctrl-C reaches the parent only, which passes it on once
+    set_start_method(None, force=True)  # data workers are forked, as everywhere else; a spawned one imports for seconds
     os.environ.update(environment)
     from audiolab.command import warn_on_terminal
 
