@@ -16,10 +16,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from audiolab import build as builder
 from audiolab import out_of_memory
-from audiolab.cluster import cluster_environment, rank
+from audiolab.cluster import cluster_environment, rank, started_by_launcher
 from audiolab.errors import InputError
 from audiolab.fine_tuning import check_init, start, starting_model
 from audiolab.folder import RunFolder
+from audiolab.launch import num_processes
 from audiolab.reporting.scores import write_text
 from audiolab.reporting.tables import breakdown_tables, console, headline_lines, results_table
 from audiolab.tracking import close_loggers
@@ -165,7 +166,7 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
                 logging.getLogger(name).removeHandler(handler)
     try:
         trainer = L.Trainer(
-            **{**config["trainer"], **more},
+            **_without_lonely_group({**config["trainer"], **more}),
             callbacks=[*callbacks, *progress_bar()],
             plugins=[WholeFiles()],
             use_distributed_sampler=False,  # it pads, and a padded set has another EER
@@ -181,6 +182,12 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
         ) from error
     out_of_memory.check_trainer(config, trainer)
     return trainer
+
+
+def _without_lonely_group(options: dict[str, Any]) -> dict[str, Any]:
+    """Let one process by itself be no group of processes: it would need a port for nothing, perhaps a taken one."""
+    alone = not started_by_launcher() and options.get("num_nodes", 1) == 1 and num_processes(options) == 1
+    return {**options, "strategy": "auto"} if alone and str(options.get("strategy")).startswith("ddp") else options
 
 
 def train(folder: str) -> dict[str, dict[str, float]]:
