@@ -168,12 +168,11 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
         trainer = L.Trainer(
             **_without_lonely_group({**config["trainer"], **more}),
             callbacks=[*callbacks, *progress_bar()],
-            plugins=[WholeFiles()],
             use_distributed_sampler=False,  # it pads, and a padded set has another EER
             num_sanity_val_steps=0,
             enable_model_summary=False,
             enable_progress_bar=bool(progress_bar()),
-            plugins=[cluster_environment()],
+            plugins=[WholeFiles(), cluster_environment()],
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise InputError(

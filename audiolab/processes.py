@@ -18,7 +18,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, set_start_method
 from multiprocessing.connection import Connection
@@ -29,7 +29,7 @@ from audiolab.errors import InputError, Preempted, RunError
 GRACE_S = 10.0  # for the other processes to end by themselves after one has failed
 _POLL_S = 0.5
 _INTERRUPTED = 130
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_GRACE_TO_WRITE_S = 600.0  # after a signal: for a step, a validation and a checkpoint
 _PR_SET_PDEATHSIG = 1
 
 
@@ -52,8 +52,9 @@ class Ending:
 def on_processes(function: Callable[..., Any], num: int, *arguments: Any, go_on: str = "") -> Any:
     """Call `function` on `num` processes, with torchrun's environment variables; rank 0's result comes back.
 
-    SIGINT, SIGTERM and SIGHUP are passed on. Raises the first InputError or RunError of any process; RunError, which
-    says which process and why, for one that was killed or failed otherwise; `go_on` is its last clause.
+    SIGINT, SIGTERM, SIGHUP and, under SLURM, SIGUSR1 are passed on. Raises the first InputError or RunError of any
+    process; RunError, which says which process and why, for one that was killed or failed otherwise; `go_on` is its
+    last clause. Raises Preempted or KeyboardInterrupt when a signal has ended the processes.
     """
     from torch.distributed import TCPStore
 
@@ -67,16 +68,18 @@ def on_processes(function: Callable[..., Any], num: int, *arguments: Any, go_on:
         try:
             with _environment(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)):
                 for rank in range(num):
+                    if received:
+                        break
                     ours, theirs = context.Pipe(duplex=False)
-                    environment = {
-                        key: str(value) for key, value in {**facts, "RANK": rank, "LOCAL_RANK": rank}.items()
-                    }
-                    child = context.Process(target=_work, args=(theirs, os.getpid(), environment, function, arguments))
+                    own = {name: str(value) for name, value in {**facts, "RANK": rank, "LOCAL_RANK": rank}.items()}
+                    child = context.Process(target=_work, args=(theirs, os.getpid(), own, function, arguments))
                     child.start()
                     theirs.close()
                     children.append(child)
                     pipes.append(ours)
-            endings = _endings(children, pipes)
+            endings = _endings(children, pipes, received)
+            for child in children if not any(ending.failed for ending in endings) else ():
+                child.join(GRACE_S)  # exit handlers
         finally:
             for child in children:
                 child.kill()
@@ -84,7 +87,7 @@ def on_processes(function: Callable[..., Any], num: int, *arguments: Any, go_on:
     return _outcome(endings, received, num, go_on)
 
 
-def _endings(children: list[Any], pipes: list[Connection]) -> list[Ending]:
+def _endings(children: list[Any], pipes: list[Connection], received: list[int]) -> list[Ending]:
     """Wait for all processes, after a failure for `GRACE_S` at most; return how they ended, the first ones first."""
     endings: list[Ending] = []
     deadline_s = math.inf
@@ -97,7 +100,7 @@ def _endings(children: list[Any], pipes: list[Connection]) -> list[Ending]:
         # of two that are noticed together, a death without a word comes before the error that it caused elsewhere
         endings += sorted(found, key=lambda ending: ending.exit_code == 0)
         if any(ending.failed for ending in found):
-            deadline_s = min(deadline_s, time.monotonic() + GRACE_S)
+            deadline_s = min(deadline_s, time.monotonic() + (_GRACE_TO_WRITE_S if received else GRACE_S))
     return endings
 
 
@@ -118,7 +121,7 @@ def _outcome(endings: list[Ending], received: list[int], num: int, go_on: str) -
     own = next((ending.error for ending in failures if ending.error is not None), None)
     if signal.SIGINT in received or any(ending.exit_code == _INTERRUPTED for ending in failures):
         raise KeyboardInterrupt
-    if received and failures:
+    if received and (failures or len(endings) < num):
         if isinstance(own, Preempted):
             raise own
         raise Preempted(f"stopped by {signal.Signals(received[0]).name}{_clause(go_on)}")
@@ -201,15 +204,17 @@ def _forwarding(children: list[Any]) -> Iterator[list[int]]:
     received: list[int] = []
 
     def forward(number: int, frame: object) -> None:
-        again = number in received
+        again = number == signal.SIGINT and number in received
         received.append(number)
         for child in children:
-            if child.is_alive():
+            with suppress(ProcessLookupError):  # it has just ended
                 os.kill(child.pid, signal.SIGKILL if again else number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():  # Python takes signals nowhere else
-        before = {number: signal.signal(number, forward) for number in _FORWARDED}
+        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        numbers += [signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else []
+        before = {number: signal.signal(number, forward) for number in numbers}
     try:
         yield received
     finally:

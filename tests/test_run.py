@@ -265,8 +265,6 @@ EVERYTHING = [
 ]
 
 
-
-
 def test_a_sweep_skips_finished_jobs_and_reports_failed_ones(
     tiny_la: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):

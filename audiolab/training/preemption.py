@@ -7,13 +7,11 @@ signal handler, between two batches of one step, or wait for the other processes
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -132,36 +130,6 @@ class Preemption(L.Callback):
     def _ended(self, state: str) -> Preempted:
         name = signal.Signals(self.asked).name if self.asked else "a signal to another process"
         return Preempted(f"{self.folder} was stopped by {name}, {state}; {how_to_go_on(self.folder)}")
-
-
-class Forwarding:
-    """Context of a parent: passes signals on to the processes it has started and lets them end by themselves.
-
-    torch's elastic agent would give them 30 s, which may be too short for a step, a validation and a checkpoint: it
-    must be told to leave SIGTERM alone (`signals_to_handle`).
-    """
-
-    def __init__(self) -> None:
-        self.forwarded = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Forwarding:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) for number in _signals()}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.forwarded = number
-        children = [child.pid for child in multiprocessing.active_children() if child.pid]
-        if not children:
-            raise Preempted(f"stopped by {signal.Signals(number).name} before training began: start the command again")
-        for child in children:
-            with suppress(ProcessLookupError):  # it has just ended
-                os.kill(child, number)
 
 
 def how_to_go_on(folder: Path) -> str:
