@@ -71,7 +71,7 @@ def check(config: dict[str, Any], *, quick: bool = False, plots: str | Path | No
     InputError only for options that no class has.
     """
     from audiolab import engine
-    from audiolab.launch import num_processes
+    from audiolab.cluster import num_processes
     from audiolab.preflight import quick as shared
     from audiolab.preflight.findings import Finding, Report
     from audiolab.preflight.lists import class_counts, examine_lists

@@ -7,7 +7,9 @@ variables: in a job of one task (submitit, a batch script, an interactive shell)
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from audiolab.errors import InputError
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
@@ -44,6 +46,25 @@ def started_by_launcher() -> bool:
     False
     """
     return "RANK" in os.environ or world_size() > 1
+
+
+def num_processes(trainer: dict[str, Any]) -> int:
+    """Return how many processes to start here: one if a launcher (torchrun, srun) has started us already."""
+    if started_by_launcher():
+        return 1
+    import torch
+
+    devices, accelerator = trainer.get("devices", 1), trainer.get("accelerator", "auto")
+    if devices in ("auto", -1, "-1"):
+        return max(1, torch.cuda.device_count()) if accelerator in ("auto", "gpu", "cuda") else 1
+    if isinstance(devices, list):
+        return len(devices)
+    try:
+        if (num := int(devices)) < 1:
+            raise ValueError
+        return num
+    except (TypeError, ValueError):
+        raise InputError(f"trainer.devices={devices!r} is unknown: give a number, a list like [0,1], or auto") from None
 
 
 def cluster_environment() -> ClusterEnvironment:

@@ -16,11 +16,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from audiolab import build as builder
 from audiolab import out_of_memory
-from audiolab.cluster import cluster_environment, rank, started_by_launcher
+from audiolab.cluster import cluster_environment, num_processes, rank, started_by_launcher
 from audiolab.errors import InputError
 from audiolab.fine_tuning import check_init, start, starting_model
 from audiolab.folder import RunFolder
-from audiolab.launch import num_processes
 from audiolab.reporting.scores import write_text
 from audiolab.reporting.tables import breakdown_tables, console, headline_lines, results_table
 from audiolab.tracking import close_loggers

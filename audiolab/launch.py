@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audiolab.cluster import rank, started_by_launcher
-from audiolab.errors import InputError
+from audiolab.cluster import num_processes, rank
 
 if TYPE_CHECKING:
     from audiolab.folder import RunFolder
@@ -52,25 +51,6 @@ def resume(run: RunFolder) -> dict[str, dict[str, float]]:
     if rank() == 0:
         engine.report(run)
     return results
-
-
-def num_processes(trainer: dict[str, Any]) -> int:
-    """Return how many processes to start here: one if a launcher (torchrun, srun) has started us already."""
-    if started_by_launcher():
-        return 1
-    import torch
-
-    devices, accelerator = trainer.get("devices", 1), trainer.get("accelerator", "auto")
-    if devices in ("auto", -1, "-1"):
-        return max(1, torch.cuda.device_count()) if accelerator in ("auto", "gpu", "cuda") else 1
-    if isinstance(devices, list):
-        return len(devices)
-    try:
-        if (num := int(devices)) < 1:
-            raise ValueError
-        return num
-    except (TypeError, ValueError):
-        raise InputError(f"trainer.devices={devices!r} is unknown: give a number, a list like [0,1], or auto") from None
 
 
 def in_processes(function: Callable[..., Any], num: int, *arguments: Any, go_on: str = "") -> Any:

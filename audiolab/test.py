@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from audiolab import config as conf
-from audiolab.cluster import rank
+from audiolab.cluster import num_processes, rank
 from audiolab.command import run_command
 from audiolab.errors import InputError
 
@@ -41,7 +41,7 @@ def test(
 
     from audiolab import build, engine
     from audiolab.folder import RunFolder
-    from audiolab.launch import in_processes, num_processes
+    from audiolab.launch import in_processes
 
     run = RunFolder.open(run_folder)
     config = test_config(run.config, overrides)
