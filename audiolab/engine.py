@@ -26,6 +26,7 @@ from audiolab.training.calibration import fit_on_dev
 from audiolab.training.checkpoint_io import WholeFiles
 from audiolab.training.data import SpeechData
 from audiolab.training.evaluation import Evaluation
+from audiolab.training.faults import explained
 from audiolab.training.feature_cache import FeatureCache, refuse_cache
 from audiolab.training.optim import Optimization
 from audiolab.training.plan import TIMED_STEPS, StepClock, print_plan
@@ -168,7 +169,8 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
 def train(folder: str) -> dict[str, dict[str, float]]:
     """Train a run from where it stands, then evaluate its best checkpoint on development and test sets."""
     run = RunFolder.open(folder)
-    with log_to(run.path / "run.log"), Preemption(run.path) as preemption:
+    go_on = f"To go on: python -m audiolab.resume {run.path}"
+    with explained(run.path, go_on), log_to(run.path / "run.log"), Preemption(run.path) as preemption:
         if run.is_handed_over:
             raise InputError(
                 f"{run.path} holds weights without the state of their training, which cannot go on: start a new run "

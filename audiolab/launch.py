@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +49,15 @@ def launch(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
 def resume(run: RunFolder) -> dict[str, dict[str, float]]:
     """Train and evaluate what is left of a run."""
     from audiolab import engine
+    from audiolab.lock import locked
 
+    engine.check(run.config)  # it may have been edited by hand
     results = run.results
     if results is not None:
         print(f"{run.path} is finished already: its results follow; choose another name= to run again")
     else:
-        results = in_processes(engine.train, num_processes(run.config["trainer"]), str(run.path))
+        with locked(run.path) if rank() == 0 else nullcontext():
+            results = in_processes(engine.train, num_processes(run.config["trainer"]), str(run.path))
     if rank() == 0:
         engine.report(run)
     return results

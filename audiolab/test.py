@@ -39,7 +39,9 @@ def test(
 
     from audiolab import engine, out_of_memory
     from audiolab.folder import RunFolder
+    from audiolab.reporting.scores import check_writable
     from audiolab.training.data import SpeechData
+    from audiolab.training.faults import explained
 
     run = RunFolder.open(run_folder)
     config = test_config(run.config, overrides)
@@ -50,15 +52,19 @@ def test(
         data.choose_test_sets(list(sets))
     data.setup("test")
     folder = Path(out) if out else run.path / "tests" / _label(config["data"], overrides)
+    check_writable(folder)
     trainer = engine.build_trainer(config, folder, run, training=False)
     evaluation = engine.evaluation_of(trainer)
     evaluation.calibration = run.calibration
-    with out_of_memory.told(out_of_memory.in_test(config, trainer)):
+    with (
+        explained(folder, "Then give the same command again."),
+        out_of_memory.told(out_of_memory.in_test(config, trainer)),
+    ):
         trainer.test(task, data, verbose=False)
-    results = evaluation.results
+        results = evaluation.results
+        engine.write_results(folder, results, add=out is None)
+        engine.write_bad_audio(data, folder)
     engine.print_breakdowns(results, task.headline)
-    engine.write_results(folder, results, add=out is None)
-    engine.write_bad_audio(data, folder)
     engine.print_headline(results, type(task))
     print(f"scores and plots: {folder}")
     return results

@@ -147,7 +147,7 @@ def log_sweep(folder: Path, config: dict[str, Any], jobs: list[dict[str, Any]], 
 
 
 def _begin_wandb(folder: Path, mode: str, connect_timeout_s: float, upload_timeout_s: float, **facts: Any) -> Any:
-    """Begin or continue the W&B run of a folder; where the server cannot be used it is begun offline and that is said."""
+    """Begin or continue the W&B run of a folder: offline, with a warning, where the server cannot be used."""
     client = _wandb_client(folder)
 
     def begin(mode: str) -> Any:

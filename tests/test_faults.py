@@ -1,0 +1,273 @@
+"""What happens when the world around a run goes wrong: one test a row of the table in ARCHITECTURE.md."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest_corpus import make_tiny_la
+from meanwhile import Meanwhile
+
+import audiolab
+from audiolab import fuse, predict, resume, run, score, test
+from audiolab.errors import InputError, RunError
+from audiolab.lock import locked
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN, EVAL = "LA/ASVspoof2019_LA_train/flac", "LA/ASVspoof2019_LA_eval/flac"
+KEY = "a" * 40
+
+
+def options(root: Path, base: Path, *more: str) -> list[str]:
+    quick = "task=asvspoof model=asvspoof/sinc_small data=asvspoof/la_mini augment=asvspoof/rawboost5 trainer=cpu "
+    quick += "trainer.max_epochs=2 trainer.log_every_n_steps=1 data.batch_size=4 data.crop_samples=8000 "
+    quick += "data.eval_samples=8000 data.eval_batch_size=8 data.in_memory=false "
+    quick += "+callbacks.meanwhile._target_=meanwhile.Meanwhile"
+    return [*quick.split(), f"data.root={root}", f"outputs={base / 'out'}", *more]
+
+
+def folder(base: Path, name: str) -> Path:
+    return base / "out/asvspoof" / name
+
+
+def command(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, env=environment, timeout=300)
+
+
+def numbers(path: Path) -> dict[str, Any]:
+    """All that a run found: losses and learning rates of every step, final weights, scores and metrics."""
+    state = torch.load(path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    with (path / "metrics.csv").open() as file:
+        rows = [
+            {k: v for k, v in row.items() if "loss" in k or k.startswith(("dev/", "step"))}
+            for row in csv.DictReader(file)
+        ]
+    return {
+        "weights": {name: tensor.numpy().tobytes() for name, tensor in state.items()},
+        "metrics.csv": rows,
+        "scores": [(path / "scores" / f"{name}.csv").read_bytes() for name in ("dev", "eval")],
+        "metrics": json.loads((path / "metrics.json").read_text()),
+    }
+
+
+@pytest.fixture(autouse=True)
+def nothing_happens() -> Iterator[None]:
+    Meanwhile.happens.clear()
+    yield
+    Meanwhile.happens.clear()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, la_mini: Path) -> Path:
+    """The folder of a corpus and of a run on it which nothing happened to; read only."""
+    base = tmp_path_factory.mktemp("whole")
+    assert run.main(options(make_tiny_la(la_mini, base / "corpus"), base, "name=whole")) == 0
+    return base
+
+
+@pytest.fixture
+def corpus(whole: Path, tmp_path: Path) -> Path:
+    """The same corpus, to be broken."""
+    return Path(shutil.copytree(whole / "corpus", tmp_path / "corpus"))
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """The same finished run, to be damaged."""
+    return Path(shutil.copytree(folder(whole, "whole"), tmp_path / "copy"))
+
+
+# Data and its workers
+
+
+def test_a_killed_data_worker_ends_the_run_in_a_sentence_and_it_goes_on_with_fewer(whole: Path, tmp_path: Path):
+    argv = options(whole / "corpus", tmp_path, "name=cut")
+    Meanwhile.happens.append(lambda: os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL))
+    with pytest.raises(RunError, match=r"data worker \(process \d+\) was killed by .*memory.*num_workers") as caught:
+        run.main([*argv, "data.num_workers=2"])
+    assert f"python -m audiolab.resume {folder(tmp_path, 'cut')}" in str(caught.value)
+    assert "Traceback" in (folder(tmp_path, "cut") / "run.log").read_text()
+    assert not (folder(tmp_path, "cut") / "metrics.json").exists()
+    assert run.main([*argv, "data.num_workers=0", "data.in_memory=true"]) == 0
+    assert numbers(folder(tmp_path, "cut")) == numbers(folder(whole, "whole"))
+
+
+def test_a_file_that_vanishes_in_training_is_named_and_the_run_goes_on_when_it_is_back(
+    corpus: Path, whole: Path, tmp_path: Path
+):
+    flac = corpus / TRAIN
+    Meanwhile.happens.append(lambda: flac.rename(corpus / "elsewhere"))
+    with pytest.raises(InputError, match=r"train: \S+flac does not exist, nor does its folder") as caught:
+        run.main(options(corpus, tmp_path, "name=cut"))
+    assert str(caught.value).endswith(f"To go on: python -m audiolab.resume {folder(tmp_path, 'cut')}")
+    (corpus / "elsewhere").rename(flac)
+    resume.main([str(folder(tmp_path, "cut"))])
+    assert numbers(folder(tmp_path, "cut")) == numbers(folder(whole, "whole"))
+
+
+def test_a_file_that_is_cut_off_in_training_is_left_out_and_listed_with_skip(corpus: Path, tmp_path: Path):
+    victim = max((corpus / TRAIN).iterdir())
+    Meanwhile.happens.append(lambda: victim.write_bytes(victim.read_bytes()[:500]))
+    skip = ["name=skip", "data.on_bad_audio=skip", "data.max_bad_audio=1", "trainer.max_epochs=3"]
+    assert run.main(options(corpus, tmp_path, *skip)) == 0
+    [row] = csv.DictReader((folder(tmp_path, "skip") / "bad_audio.csv").open())
+    assert row["file"] == str(victim) and "cut off" in row["reason"]
+
+
+def test_a_file_that_vanishes_before_the_evaluation_is_named_or_counted(corpus: Path, whole: Path, tmp_path: Path):
+    victim = min((corpus / EVAL).iterdir())
+    Meanwhile.happens.append(victim.unlink)
+    with pytest.raises(InputError, match=f"eval: .*{victim.name} does not exist"):
+        run.main(options(corpus, tmp_path, "name=stop"))
+    skip = ["name=skip", "data.on_bad_audio=skip", "data.max_bad_audio=1"]
+    assert run.main(options(corpus, tmp_path, *skip)) == 0
+    assert [row["file"] for row in csv.DictReader((folder(tmp_path, "skip") / "bad_audio.csv").open())] == [str(victim)]
+    assert json.loads((folder(tmp_path, "skip") / "metrics.json").read_text())["eval"]["trials"] == 15
+    shutil.copyfile(whole / "corpus" / EVAL / victim.name, victim)
+    resume.main([str(folder(tmp_path, "stop"))])
+    assert numbers(folder(tmp_path, "stop")) == numbers(folder(whole, "whole"))
+
+
+# Folders
+
+
+READ_ONLY = ["/proc/x", "{base}/file/x"]  # root may write to anything that is a folder on a disk
+
+
+@pytest.mark.parametrize("place", READ_ONLY)
+def test_an_output_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
+    whole: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    out = place.format(base=tmp_path)
+    done = str(folder(whole, "whole"))
+    other = str(shutil.copytree(done, tmp_path / "other"))
+    protocol = str(whole / "corpus/LA/ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm.eval.trl.txt")
+    for verb, argv in (
+        (run, options(whole / "corpus", tmp_path, f"outputs={out}", "name=x")),
+        (predict, [done, str(whole / "corpus" / EVAL), "-o", out]),
+        (test, [done, "-o", out]),
+        (score, ["task=asvspoof", f"{done}/scores/eval.2col.txt", protocol, "-o", out]),
+        (fuse, [done, other, "-o", out]),
+    ):
+        with pytest.raises(InputError, match=rf"{out}\S* cannot be written \(.*(outputs=|-o)"):
+            verb.main(argv)
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["scores", "plots", "metrics.csv"])
+def test_a_run_folder_that_becomes_unwritable_loses_nothing(whole: Path, tmp_path: Path, name: str):
+    path = folder(tmp_path, "cut") / name
+
+    def spoil() -> None:
+        path.unlink(missing_ok=True)
+        path.mkdir() if name == "metrics.csv" else path.touch()
+
+    Meanwhile.happens.append(spoil)
+    with pytest.raises(RunError, match=rf"{name}\S* cannot be written \(.*audiolab.resume {folder(tmp_path, 'cut')}"):
+        run.main(options(whole / "corpus", tmp_path, "name=cut"))
+    path.rmdir() if name == "metrics.csv" else path.unlink()
+    resume.main([str(folder(tmp_path, "cut"))])
+    found, expected = numbers(folder(tmp_path, "cut")), numbers(folder(whole, "whole"))
+    if name == "metrics.csv":  # the rows that lay in it were taken away
+        found.pop("metrics.csv"), expected.pop("metrics.csv")
+    assert found == expected
+
+
+def test_a_second_command_on_a_run_folder_is_refused_while_the_first_lives(whole: Path, tmp_path: Path):
+    """A real process that is killed with SIGKILL, with data workers that outlive it for a while."""
+    argv = options(whole / "corpus", tmp_path, "name=one", "data.num_workers=1", "trainer.max_epochs=1000")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    first = subprocess.Popen([sys.executable, "-m", "audiolab.run", *argv], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        deadline_s = time.monotonic() + 120
+        while not (folder(tmp_path, "one") / "checkpoints/last.ckpt").exists():
+            assert first.poll() is None and time.monotonic() < deadline_s
+            time.sleep(0.01)
+        held = rf"one is in use by process {first.pid} on \S+, since 2\d{{3}}-\S+ \S+: wait for it or end it"
+        for second in (
+            lambda: resume.main([str(folder(tmp_path, "one"))]),
+            lambda: run.main(argv),
+            lambda: run.main([*argv, "seed=1"]),
+        ):
+            with pytest.raises(InputError, match=held):
+                second()
+    finally:
+        first.kill()
+        first.wait()
+    with locked(folder(tmp_path, "one")):
+        pass
+
+
+def test_a_file_system_without_locks_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def no_locks(*_: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with caplog.at_level(logging.WARNING), locked(tmp_path):
+        pass
+    assert "cannot be locked (No locks available): nothing keeps a second command" in caplog.text
+
+
+def test_the_name_of_another_run_is_refused_and_that_of_the_same_goes_on(whole: Path, tmp_path: Path):
+    argv = options(whole / "corpus", tmp_path, "name=cut")
+
+    def power_cut() -> None:
+        raise RuntimeError("power cut")
+
+    Meanwhile.happens.append(power_cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run.main(argv)
+    config = (folder(tmp_path, "cut") / "config.yaml").read_text()
+    with pytest.raises(InputError, match=r"other options \(seed: 0 there, 5 now\): choose another name="):
+        run.main([*argv, "seed=5"])
+    (folder(tmp_path, "foreign")).mkdir()
+    (folder(tmp_path, "foreign") / "thesis.tex").touch()
+    with pytest.raises(InputError, match="foreign is not a run folder"):
+        run.main([*argv, "name=foreign"])
+    assert (folder(tmp_path, "cut") / "config.yaml").read_text() == config
+    (folder(tmp_path, "begun")).mkdir()
+    (folder(tmp_path, "begun") / "command.txt").touch()  # killed before it wrote anything else
+    assert run.main([*argv, "name=begun"]) == 0
+    assert numbers(folder(tmp_path, "begun")) == numbers(folder(whole, "whole"))
+
+
+def test_damaged_files_of_a_run_folder_are_named(copy: Path):
+    for name, damaged, match in (
+        ("metrics.json", lambda text: text[:40], "metrics.json is damaged .*: delete it and resume"),
+        ("model.json", lambda text: text[:40], "model.json is damaged .*: copy it again"),
+        ("model.json", lambda text: "[]", "model.json is damaged .*: copy it again"),
+        ("checkpoints/calibration.json", lambda text: "", "calibration.json is damaged .*: delete it and metrics.json"),
+        ("config.yaml", lambda text: text[:300], "config.yaml is not the configuration of a run, or not all of it"),
+        ("config.yaml", lambda text: text[:-3] + "{", "config.yaml cannot be read"),
+        ("config.yaml", lambda text: text.replace("  batch_size: 4", "  batch_sise: 4"), "batch_size"),
+        ("config.yaml", lambda text: text.replace("SpoofingData", "SpoofData"), "SpoofData cannot be imported"),
+    ):
+        path = copy / name
+        text = path.read_text()
+        path.write_text(damaged(text))
+        with pytest.raises(InputError, match=match):
+            resume.main([str(copy)])
+            audiolab.load(str(copy))
+            test.test(str(copy), out=str(copy / "again"))
+        path.write_text(text)
+    (copy / "model.json").unlink()
+    audiolab.load(str(copy))  # this model needs no pretrained weights
