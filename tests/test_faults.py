@@ -53,13 +53,11 @@ def numbers(path: Path) -> dict[str, Any]:
     """All that a run found: losses and learning rates of every step, final weights, scores and metrics."""
     state = torch.load(path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     with (path / "metrics.csv").open() as file:
-        rows = [
-            {k: v for k, v in row.items() if "loss" in k or k.startswith(("dev/", "step"))}
-            for row in csv.DictReader(file)
-        ]
+        rows = list(csv.DictReader(file))
+    steps = [{key: row[key] for key in row if key == "step" or key.startswith(("train/loss", "dev/"))} for row in rows]
     return {
         "weights": {name: tensor.numpy().tobytes() for name, tensor in state.items()},
-        "metrics.csv": rows,
+        "metrics.csv": steps,
         "scores": [(path / "scores" / f"{name}.csv").read_bytes() for name in ("dev", "eval")],
         "metrics": json.loads((path / "metrics.json").read_text()),
     }
@@ -137,7 +135,8 @@ def test_a_file_that_vanishes_before_the_evaluation_is_named_or_counted(corpus: 
     skip = ["name=skip", "data.on_bad_audio=skip", "data.max_bad_audio=1"]
     assert run.main(options(corpus, tmp_path, *skip)) == 0
     assert [row["file"] for row in csv.DictReader((folder(tmp_path, "skip") / "bad_audio.csv").open())] == [str(victim)]
-    assert json.loads((folder(tmp_path, "skip") / "metrics.json").read_text())["eval"]["trials"] == 15
+    judged = json.loads((folder(tmp_path, "skip") / "metrics.json").read_text())["eval"]
+    assert (judged["num_bonafide"] + judged["num_spoof"], judged["num_skipped"]) == (15, 1)
     shutil.copyfile(whole / "corpus" / EVAL / victim.name, victim)
     resume.main([str(folder(tmp_path, "stop"))])
     assert numbers(folder(tmp_path, "stop")) == numbers(folder(whole, "whole"))
@@ -257,7 +256,7 @@ def test_damaged_files_of_a_run_folder_are_named(copy: Path):
         ("model.json", lambda text: "[]", "model.json is damaged .*: copy it again"),
         ("checkpoints/calibration.json", lambda text: "", "calibration.json is damaged .*: delete it and metrics.json"),
         ("config.yaml", lambda text: text[:300], "config.yaml is not the configuration of a run, or not all of it"),
-        ("config.yaml", lambda text: text[:-3] + "{", "config.yaml cannot be read"),
+        ("config.yaml", lambda text: "\x00" * len(text), "config.yaml cannot be read"),
         ("config.yaml", lambda text: text.replace("  batch_size: 4", "  batch_sise: 4"), "batch_size"),
         ("config.yaml", lambda text: text.replace("SpoofingData", "SpoofData"), "SpoofData cannot be imported"),
     ):
