@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.markup import escape
 
 from audiolab import build as builder
 from audiolab import out_of_memory
@@ -169,7 +171,7 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
 def train(folder: str) -> dict[str, dict[str, float]]:
     """Train a run from where it stands, then evaluate its best checkpoint on development and test sets."""
     run = RunFolder.open(folder)
-    go_on = f"To go on: python -m audiolab.resume {run.path}"
+    go_on = f"To go on: python -m audiolab.resume {shlex.quote(str(run.path))}"
     with explained(run.path, go_on), log_to(run.path / "run.log"), Preemption(run.path) as preemption:
         if run.is_handed_over:
             raise InputError(
@@ -241,7 +243,7 @@ def _fit(trainer: L.Trainer, task: Task, data: SpeechData, run: RunFolder, check
         trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         if trainer.is_global_zero:
-            print(f"\nstopped; to go on: python -m audiolab.resume {run.path}")
+            print(f"\nstopped; to go on: python -m audiolab.resume {shlex.quote(str(run.path))}")
         raise KeyboardInterrupt from None
 
 
@@ -313,21 +315,23 @@ def report(run: RunFolder) -> None:
     results = run.results
     if results is None:
         return
-    terminal = console()
+    terminal, path = console(), shlex.quote(str(run.path))
     headline = builder.locate(run.config["module"]["_target_"]).headline
     print_breakdowns(results, headline)
-    terminal.print(results_table(results, headline, f"{run.config['task']}: {run.path}"))
+    terminal.print(results_table(results, headline, escape(f"{run.config['task']}: {run.path}")))
     terminal.print(
         f"scores  {run.path / 'scores'}\nplots   {run.path / 'plots'}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     terminal.print(
         "next    "
-        f"python -m audiolab.predict {run.path} my.wav          score your own audio\n"
-        f"        python -m audiolab.test {run.path} data=<set> data.root=<folder>\n"
+        f"python -m audiolab.predict {path} my.wav          score your own audio\n"
+        f"        python -m audiolab.test {path} data=<set> data.root=<folder>\n"
         f"        {run.config.get('next_step') or 'python -m audiolab.run            lists tasks and recipes'}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 
@@ -353,7 +357,7 @@ class log_to:  # noqa: N801 - reads as a verb where it is used
     """Context: log messages and warnings also go to a file."""
 
     def __init__(self, path: Path) -> None:
-        self.handler = logging.FileHandler(path)
+        self.handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.loggers = [logging.getLogger(name) for name in ("audiolab", "lightning", "py.warnings")]
 

@@ -44,6 +44,7 @@ def test(
     from audiolab.training.faults import explained
 
     run = RunFolder.open(run_folder)
+    overrides = conf.quoted(overrides)
     config = test_config(run.config, overrides)
     task = engine.load_task(run)
     data: SpeechData = engine.build_data({**config, "augment": None})  # of training only

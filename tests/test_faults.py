@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -270,3 +271,153 @@ def test_damaged_files_of_a_run_folder_are_named(copy: Path):
         path.write_text(text)
     (copy / "model.json").unlink()
     audiolab.load(str(copy))  # this model needs no pretrained weights
+
+
+@pytest.mark.parametrize("place", READ_ONLY)
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_computed(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+):
+    (tmp_path / "file").touch()
+    cache = place.format(base=tmp_path)
+    monkeypatch.setenv("AUDIOLAB_CACHE", cache)
+    with pytest.raises(InputError, match=f"built-in corpus cannot be written to {cache}.*AUDIOLAB_CACHE"):
+        run.main(["task=asvspoof", f"outputs={tmp_path / 'out'}"])
+    frozen = ["model=asvspoof/wavlm_mhfa_tiny", "augment=asvspoof/none", "data.random_crop=false"]
+    with pytest.raises(InputError, match=f"{cache} cannot be written .*data.feature_cache="):
+        run.main(options(whole / "corpus", tmp_path, *frozen, f"data.feature_cache={cache}"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_hydra_rich_or_an_ascii_terminal_trip_over_work(whole: Path, tmp_path: Path):
+    base = tmp_path / "Ünï [a], b=c 'd' $x {e} ~f (g) #h!"
+    shutil.copytree(whole / "corpus", base / "corpus")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    argv = ["-m", "audiolab.run", *options(base / "corpus", base, "trainer.max_epochs=1", "data.num_workers=1")]
+    done = command(*argv, "name=one", "logger=[csv,tensorboard,wandb]", **ascii_only)
+    assert done.returncode == 0, done.stderr
+    swept = command(*argv, "-m", "name=two", "seed=0,1")
+    assert swept.returncode == 0, swept.stderr
+    for name in ("one", "two/seed-0"):
+        assert str(base) in swept.stdout or name == "one"
+        assert json.loads((folder(base, name) / "metrics.json").read_text())
+    again = test.test(str(folder(base, "one")), ["data=asvspoof/la2019", f"data.root={base / 'corpus'}"])
+    assert again["eval"]["eer"] == json.loads((folder(base, "one") / "metrics.json").read_text())["eval"]["eer"]
+    assert [path.name for path in tmp_path.iterdir()] == [base.name]
+
+
+# The network
+
+
+class WandbServer:
+    """As much of a W&B server as a run needs to begin; real enough to be lost."""
+
+    def __init__(self) -> None:
+        class Answer(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
+                name, given = asked.get("operationName"), asked.get("variables", {})
+                project = {"id": "1", "name": "p", "entity": {"id": "1", "name": "e"}}
+                bucket = {"id": "1", "name": given.get("name"), "displayName": "x", "config": "{}", "project": project}
+                data = {
+                    "RunResumeStatus": {"model": {**project, "bucket": None}},
+                    "UpsertBucket": {"upsertBucket": {"bucket": bucket, "inserted": True}},
+                }.get(name, {})
+                body = json.dumps({"data": data}).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+ONLINE = ["logger=[csv,wandb]", "logger.wandb.mode=online", "logger.wandb.upload_timeout_s=3"]
+
+
+@pytest.mark.parametrize(("key", "reason"), [(KEY, "deadline exceeded|refused|Timed out"), (None, "no API key")])
+def test_without_wandb_a_run_and_a_sweep_go_on_offline_and_say_how_to_upload(
+    whole: Path, tmp_path: Path, key: str | None, reason: str
+):
+    argv = options(whole / "corpus", tmp_path, *ONLINE, "trainer.max_epochs=1", "logger.wandb.connect_timeout_s=2")
+    environment = {"WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path), "WANDB_API_KEY": key or ""}
+    done = command("-m", "audiolab.run", "-m", *argv, "name=s", "seed=0", **environment)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    sentence = rf"W&B at http://127.0.0.1:9 cannot be used \(.*(?:{reason}).*; upload .*: wandb sync (\S+)"
+    said = re.findall(sentence, done.stderr)
+    assert len(said) == 2  # the run's and the sweep's
+    for path, where in zip(said, (folder(tmp_path, "s/seed-0"), folder(tmp_path, "s")), strict=True):
+        assert Path(path).parent == where / "wandb" and list(Path(path).glob("run-*.wandb"))
+    assert said[0] in (folder(tmp_path, "s/seed-0") / "run.log").read_text()
+
+
+def test_wandb_lost_in_the_middle_does_not_stop_the_training(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    server = WandbServer()
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    Meanwhile.happens.append(server.stop)
+    assert run.main(options(whole / "corpus", tmp_path, *ONLINE, "name=lost")) == 0
+    [path] = re.findall(r"lacks a part of this run; upload it with: wandb sync (\S+)", caplog.text)
+    assert "offline" not in path and list(Path(path).glob("run-*.wandb"))
+    assert numbers(folder(tmp_path, "lost"))["weights"] == numbers(folder(whole, "whole"))["weights"]
+
+
+def test_without_the_hub_a_cached_model_is_used_and_another_is_refused_at_once(whole: Path, tmp_path: Path):
+    """With a hub that takes connections and never answers, which is the slowest there is."""
+    from transformers import WavLMConfig, WavLMModel
+
+    cached = tmp_path / "hf/hub/models--lab--tiny"
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    small |= {"conv_dim": (8,) * 7, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    WavLMModel(WavLMConfig(**small)).save_pretrained(cached / "snapshots/abc")
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("abc")
+    code = """
+import time
+from audiolab.errors import InputError
+from audiolab.tasks.asvspoof.encoders import load_encoder
+import transformers
+for name in ("lab/tiny", "microsoft/wavlm-large"):
+    start_s = time.monotonic()
+    try:
+        print(sum(p.numel() for p in load_encoder(name, None, False).parameters()))
+    except InputError as error:
+        print(error)
+    print(time.monotonic() - start_s)
+"""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        done = command("-c", code, HF_HOME=str(tmp_path / "hf"), HF_ENDPOINT=url)
+    size, cached_s, sentence, refused_s = done.stdout.splitlines()
+    assert int(size) > 1000
+    for part in ("'microsoft/wavlm-large'", "no answer within 5 s", "local folder", "HF_HOME", "pretrained=null"):
+        assert part in sentence
+    assert float(cached_s) < 30 and float(refused_s) < 30  # the client's own attempts take more than 80 s
+
+
+# Reproducibility
+
+
+@pytest.mark.parametrize("how", ["data.num_workers=1", "data.num_workers=2", "data.in_memory=true", "again"])
+def test_workers_and_memory_change_no_bit(whole: Path, tmp_path: Path, how: str):
+    argv = options(whole / "corpus", tmp_path, f"name={'again' if how == 'again' else how.replace('=', '-')}")
+    assert run.main(argv if how == "again" else [*argv, how]) == 0
+    [path] = (tmp_path / "out/asvspoof").iterdir()
+    assert numbers(path) == numbers(folder(whole, "whole"))
+
+
+def test_another_process_with_another_hash_seed_changes_no_bit(whole: Path, tmp_path: Path):
+    done = command("-m", "audiolab.run", *options(whole / "corpus", tmp_path, "name=x"), PYTHONHASHSEED="1")
+    assert done.returncode == 0, done.stderr
+    assert numbers(folder(tmp_path, "x")) == numbers(folder(whole, "whole"))

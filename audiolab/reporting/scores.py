@@ -23,13 +23,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "-o") -> None:
     """Raise InputError where a folder cannot be made or written, before anything is computed; nothing is left there."""
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     try:  # asking for permissions does not tell: root has them all, and a disk may be mounted read-only
         tempfile.TemporaryDirectory(prefix=".audiolab-", dir=there).cleanup()
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): give another folder with -o") from None
+        raise InputError(f"{folder} cannot be written ({error.strerror}): give another folder with {option}") from None
 
 
 def write_scores(path: Path, table: pd.DataFrame) -> None:
