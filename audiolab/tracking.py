@@ -139,7 +139,7 @@ def log_sweep(folder: Path, config: dict[str, Any], jobs: list[dict[str, Any]], 
     )
     import wandb as client
 
-    run.log({"jobs": client.Table(dataframe=table)})
+    _log_media(run, {"jobs": client.Table(dataframe=table)}, "the sweep")
     numbers = table.select_dtypes("number").dropna(axis="columns", how="all")
     run.summary.update({f"{name}/mean": float(numbers[name].mean()) for name in numbers})
     run.summary.update({f"{name}/sd": float(numbers[name].std()) for name in numbers if len(numbers) > 1})
@@ -179,6 +179,17 @@ def _begin_wandb(folder: Path, mode: str, connect_timeout_s: float, upload_timeo
         return run
 
 
+def _log_media(run: Any, content: dict[str, Any], what: str) -> None:
+    """Log tables and pictures; the client wants the server for them, and keeps only numbers to be sent later."""
+    import wandb as client
+
+    try:
+        run.log(content)
+    except client.errors.Error as error:
+        reason = str(error).strip().splitlines()[0]
+        log.warning("W&B did not take the tables and pictures of %s, which are in the run folder (%s)", what, reason)
+
+
 def _finish_wandb(run: Any, exit_code: int) -> None:
     """End a W&B run; one that cannot be uploaded in time keeps its data on disk."""
     folder = _wandb_folder(run)
@@ -204,7 +215,7 @@ def _wandb_client(folder: Path) -> Any:
 
 
 def _wandb_id(folder: Path) -> str:
-    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    return hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
 
 
 def close_loggers(loggers: list[Logger], *, finished: bool) -> None:
@@ -235,7 +246,7 @@ def log_evaluation(
                 content[f"{set_name}/{group}"] = client.Table(dataframe=breakdown.reset_index(names=group))
             for name, figure in figures.items():
                 content[f"{set_name}/{name}"] = client.Image(figure)
-            logger.experiment.log(content)
+            _log_media(logger.experiment, content, set_name)
             logger.experiment.summary.update({f"{set_name}/{k}": v for k, v in metrics.items() if "/" not in k})
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import http.server
 import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -282,7 +285,9 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_computed(
     monkeypatch.setenv("AUDIOLAB_CACHE", cache)
     with pytest.raises(InputError, match=f"built-in corpus cannot be written to {cache}.*AUDIOLAB_CACHE"):
         run.main(["task=asvspoof", f"outputs={tmp_path / 'out'}"])
-    frozen = ["model=asvspoof/wavlm_mhfa_tiny", "augment=asvspoof/none", "data.random_crop=false"]
+    ssl = "model.front_end.ssl"
+    frozen = ["model=asvspoof/dual_stream_tiny", f"{ssl}.freeze_layers=all", f"{ssl}.mask_time_prob=0.0"]
+    frozen += ["augment=asvspoof/none", "data.random_crop=false"]
     with pytest.raises(InputError, match=f"{cache} cannot be written .*data.feature_cache="):
         run.main(options(whole / "corpus", tmp_path, *frozen, f"data.feature_cache={cache}"))
     assert not (tmp_path / "out").exists()
@@ -293,9 +298,9 @@ def test_names_that_hydra_rich_or_an_ascii_terminal_trip_over_work(whole: Path, 
     shutil.copytree(whole / "corpus", base / "corpus")
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     argv = ["-m", "audiolab.run", *options(base / "corpus", base, "trainer.max_epochs=1", "data.num_workers=1")]
-    done = command(*argv, "name=one", "logger=[csv,tensorboard,wandb]", **ascii_only)
+    done = command(*argv, "name=one", **ascii_only)
     assert done.returncode == 0, done.stderr
-    swept = command(*argv, "-m", "name=two", "seed=0,1")
+    swept = command(*argv, "-m", "name=two", "seed=0,1", "logger=[csv,tensorboard,wandb]")
     assert swept.returncode == 0, swept.stderr
     for name in ("one", "two/seed-0"):
         assert str(base) in swept.stdout or name == "one"
@@ -349,13 +354,13 @@ def test_without_wandb_a_run_and_a_sweep_go_on_offline_and_say_how_to_upload(
 ):
     argv = options(whole / "corpus", tmp_path, *ONLINE, "trainer.max_epochs=1", "logger.wandb.connect_timeout_s=2")
     environment = {"WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path), "WANDB_API_KEY": key or ""}
-    done = command("-m", "audiolab.run", "-m", *argv, "name=s", "seed=0", **environment)
+    done = command("-m", "audiolab.run", "-m", *argv, "name=s", "seed=0,1", **environment)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     sentence = rf"W&B at http://127.0.0.1:9 cannot be used \(.*(?:{reason}).*; upload .*: wandb sync (\S+)"
     said = re.findall(sentence, done.stderr)
-    assert len(said) == 2  # the run's and the sweep's
-    for path, where in zip(said, (folder(tmp_path, "s/seed-0"), folder(tmp_path, "s")), strict=True):
+    runs = [folder(tmp_path, name) for name in ("s/seed-0", "s/seed-1", "s")]
+    for path, where in zip(said, runs, strict=True):  # the last is the sweep's own
         assert Path(path).parent == where / "wandb" and list(Path(path).glob("run-*.wandb"))
     assert said[0] in (folder(tmp_path, "s/seed-0") / "run.log").read_text()
 
@@ -369,6 +374,7 @@ def test_wandb_lost_in_the_middle_does_not_stop_the_training(
     Meanwhile.happens.append(server.stop)
     assert run.main(options(whole / "corpus", tmp_path, *ONLINE, "name=lost")) == 0
     [path] = re.findall(r"lacks a part of this run; upload it with: wandb sync (\S+)", caplog.text)
+    assert "W&B did not take the tables and pictures of dev, which are in the run folder" in caplog.text
     assert "offline" not in path and list(Path(path).glob("run-*.wandb"))
     assert numbers(folder(tmp_path, "lost"))["weights"] == numbers(folder(whole, "whole"))["weights"]
 
