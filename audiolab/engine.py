@@ -281,6 +281,7 @@ def evaluation_of(trainer: L.Trainer) -> Evaluation:
 
 def load_task(run: RunFolder) -> Task:
     """Return the task of a run with its best weights, in eval mode."""
+    run.require_whole_config()
     checkpoint = run.best_checkpoint
     weights = read_weights(checkpoint)
     task = build_task(run.standalone_config)

@@ -59,13 +59,19 @@ class RunFolder:
             raise InputError(
                 f"{path / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}): is it a run folder of audiolab?"
             ) from error
-        missing = [name for name in _NEEDED if not isinstance(config, dict) or name not in config]
-        if missing:
+        if not isinstance(config, dict) or not {"task", "module", "model", "data"} <= set(config):
             raise InputError(
-                f"{path / 'config.yaml'} is not the configuration of a run, or not all of it: it lacks "
-                f"{', '.join(missing)}; give a folder made by audiolab.run, or copy the file again from its source"
+                f"{path / 'config.yaml'} is not the configuration of a run: give a folder made by audiolab.run"
             )
         return cls(path, config)
+
+    def require_whole_config(self) -> None:
+        """Raise InputError where config.yaml lacks a section that building the run needs: it was cut off or edited."""
+        if missing := [name for name in _NEEDED if name not in self.config]:
+            raise InputError(
+                f"{self.path / 'config.yaml'} is not the whole configuration of a run, it lacks {', '.join(missing)}: "
+                "copy it again from its source"
+            )
 
     @staticmethod
     def path_of(config: dict[str, Any]) -> Path:

@@ -51,6 +51,7 @@ def resume(run: RunFolder) -> dict[str, dict[str, float]]:
     from audiolab import engine
     from audiolab.lock import locked
 
+    run.require_whole_config()
     engine.check(run.config)  # it may have been edited by hand
     results = run.results
     if results is not None:
