@@ -62,6 +62,36 @@ def nearest(word: str, known: Iterable[str], num: int = 2) -> list[str]:
     return list(dict.fromkeys([*tails, *close]))[:num]
 
 
+def quoted(overrides: Sequence[str]) -> list[str]:
+    """Quote the values that Hydra's grammar has no place for and that can only be meant as they are: unusual paths.
+
+    >>> quoted(["data.root=/corpora/Müller [1]", "seed=0,1"])
+    ["data.root='/corpora/Müller [1]'", 'seed=0,1']
+    """
+    return [_quoted(text) for text in overrides]
+
+
+def _quoted(text: str) -> str:
+    key, _, value = text.partition("=")
+    if "${" in value or value.startswith(tuple("[{'\"")) or ("/" not in value and value.isascii()):
+        return text
+    try:
+        OverridesParser.create().parse_override(text)
+        return text
+    except HydraException:
+        return f"{key}={quote(value)}"
+
+
+def quote(value: str) -> str:
+    """Write a text in Hydra's grammar so that it is taken as it is.
+
+    >>> quote("O'Neil")
+    "'O\\\\'Neil'"
+    """
+    backslashes = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"'{backslashes}'"
+
+
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Parse `key=value` arguments with Hydra's grammar."""
     for text in overrides:
@@ -81,8 +111,11 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 def value_of(overrides: Sequence[str], key: str) -> str | None:
     """Return the last value given for `key`, as text."""
-    values = [o.get_value_element_as_str() for o in parse(overrides) if o.key_or_group == key]
-    return values[-1] if values else None
+    given = [override for override in parse(overrides) if override.key_or_group == key]
+    if not given:
+        return None
+    value = None if given[-1].is_delete() else given[-1].value()
+    return value if isinstance(value, str) else given[-1].get_value_element_as_str()
 
 
 def expand(overrides: Sequence[str]) -> tuple[list[list[str]], list[str]]:
@@ -123,7 +156,10 @@ def compose(overrides: Sequence[str], config_dir: str | None = None, *, gaps: bo
         )
     for override in parsed:
         if override.is_sweep_override():
-            raise InputError(f"{override.input_line} lists several values: add -m to run them all as a sweep")
+            raise InputError(
+                f"{override.input_line} lists several values: add -m to run them all as a sweep, or quote "
+                f"a comma that belongs to the value: {override.key_or_group}='\"...\"'"
+            )
         _check_choice(override, folders)
     try:
         config = _hydra(overrides, folders)
@@ -147,7 +183,9 @@ def compose_run(
 
 
 def _hydra(overrides: Sequence[str], folders: Sequence[Path]) -> Any:
-    search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]"] if folders[1:] else []
+    search = (
+        [f"hydra.searchpath=[{','.join(quote(f'file://{folder}') for folder in folders[1:])}]"] if folders[1:] else []
+    )
     with initialize_config_dir(str(folders[0]), version_base="1.3"):
         return hydra_compose("run", [*overrides, *search])
 

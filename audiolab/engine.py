@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.markup import escape
 
 from audiolab import build as builder
 from audiolab import out_of_memory
@@ -27,6 +29,7 @@ from audiolab.training.calibration import fit_on_dev
 from audiolab.training.checkpoint_io import WholeFiles
 from audiolab.training.data import SpeechData
 from audiolab.training.evaluation import Evaluation
+from audiolab.training.faults import explained
 from audiolab.training.feature_cache import FeatureCache, refuse_cache
 from audiolab.training.optim import Optimization
 from audiolab.training.plan import TIMED_STEPS, StepClock, print_plan
@@ -191,7 +194,8 @@ def _without_lonely_group(options: dict[str, Any]) -> dict[str, Any]:
 def train(folder: str) -> dict[str, dict[str, float]]:
     """Train a run from where it stands, then evaluate its best checkpoint on development and test sets."""
     run = RunFolder.open(folder)
-    with log_to(run.path / "run.log"), Preemption(run.path) as preemption:
+    go_on = f"To go on: python -m audiolab.resume {shlex.quote(str(run.path))}"
+    with explained(run.path, go_on), log_to(run.path / "run.log"), Preemption(run.path) as preemption:
         if run.is_handed_over:
             raise InputError(
                 f"{run.path} holds weights without the state of their training, which cannot go on: start a new run "
@@ -262,7 +266,7 @@ def _fit(trainer: L.Trainer, task: Task, data: SpeechData, run: RunFolder, check
         trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         if trainer.is_global_zero:
-            print(f"\nstopped; to go on: python -m audiolab.resume {run.path}")
+            print(f"\nstopped; to go on: python -m audiolab.resume {shlex.quote(str(run.path))}")
         raise KeyboardInterrupt from None
 
 
@@ -295,11 +299,14 @@ def evaluate_run(
     trainer = build_trainer(config, Path(out), run, training=False)
     evaluation = evaluation_of(trainer)
     evaluation.calibration = run.calibration
-    with out_of_memory.told(out_of_memory.in_test(config, trainer)):
+    with (
+        explained(Path(out), "Then give the same command again."),
+        out_of_memory.told(out_of_memory.in_test(config, trainer)),
+    ):
         trainer.test(task, data, verbose=False)
-    if trainer.is_global_zero:
-        write_results(Path(out), evaluation.results, add=add)
-        write_bad_audio(data, Path(out))
+        if trainer.is_global_zero:
+            write_results(Path(out), evaluation.results, add=add)
+            write_bad_audio(data, Path(out))
     return evaluation.results
 
 
@@ -324,6 +331,7 @@ def evaluation_of(trainer: L.Trainer) -> Evaluation:
 
 def load_task(run: RunFolder) -> Task:
     """Return the task of a run with its best weights, in eval mode."""
+    run.require_whole_config()
     checkpoint = run.best_checkpoint
     weights = read_weights(checkpoint)
     task = build_task(run.standalone_config)
@@ -358,21 +366,23 @@ def report(run: RunFolder) -> None:
     results = run.results
     if results is None:
         return
-    terminal = console()
+    terminal, path = console(), shlex.quote(str(run.path))
     headline = builder.locate(run.config["module"]["_target_"]).headline
     print_breakdowns(results, headline)
-    terminal.print(results_table(results, headline, f"{run.config['task']}: {run.path}"))
+    terminal.print(results_table(results, headline, escape(f"{run.config['task']}: {run.path}")))
     terminal.print(
         f"scores  {run.path / 'scores'}\nplots   {run.path / 'plots'}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     terminal.print(
         "next    "
-        f"python -m audiolab.predict {run.path} my.wav          score your own audio\n"
-        f"        python -m audiolab.test {run.path} data=<set> data.root=<folder>\n"
+        f"python -m audiolab.predict {path} my.wav          score your own audio\n"
+        f"        python -m audiolab.test {path} data=<set> data.root=<folder>\n"
         f"        {run.config.get('next_step') or 'python -m audiolab.run            lists tasks and recipes'}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 
@@ -401,7 +411,7 @@ class log_to:  # noqa: N801 - reads as a verb where it is used
     """
 
     def __init__(self, path: Path) -> None:
-        self.file = logging.FileHandler(path)
+        self.file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
         self.file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.handler = self.file if rank() == 0 else logging.NullHandler()
         self.loggers = [logging.getLogger(name) for name in ("audiolab", "lightning", "py.warnings")]

@@ -17,7 +17,9 @@ from omegaconf import OmegaConf
 
 from audiolab import __version__
 from audiolab import config as conf
+from audiolab.build import locate
 from audiolab.errors import InputError
+from audiolab.lock import locked
 from audiolab.reporting.scores import write_text
 from audiolab.training.checkpoint_files import LAST, newest_intact, step_files
 
@@ -25,6 +27,8 @@ _PACKAGES = ("torch", "lightning", "hydra-core", "transformers", "numpy", "scipy
 WEIGHTS = "model.safetensors"  # in checkpoints/, the best weights alone
 _NOT_SAVED = ("plan", "outputs")  # options of the command, not of the run
 _MAY_CHANGE = ("on_out_of_memory",)  # options that a run may go on with otherwise than it was begun
+_NEEDED = ("task", "name", "seed", "module", "model", "data", "augment", "loss", "optimizer", "trainer", "monitor")
+_BEFORE_CONFIG = {"command.txt", "code.json"}  # what is there when a command was killed at its very start
 
 
 class RunFolder:
@@ -61,6 +65,14 @@ class RunFolder:
             )
         return cls(path, config)
 
+    def require_whole_config(self) -> None:
+        """Raise InputError where config.yaml lacks a section that building the run needs: it was cut off or edited."""
+        if missing := [name for name in _NEEDED if name not in self.config]:
+            raise InputError(
+                f"{self.path / 'config.yaml'} is not the whole configuration of a run, it lacks {', '.join(missing)}: "
+                "copy it again from its source"
+            )
+
     @staticmethod
     def path_of(config: dict[str, Any]) -> Path:
         """Return where a run with these options belongs: outputs/<task>/<name>."""
@@ -74,28 +86,39 @@ class RunFolder:
         """
         path = cls.path_of(config)
         saved = {key: value for key, value in config.items() if key not in _NOT_SAVED}
-        if path.exists() and any(path.iterdir()):
-            run = cls.open(path)
-            differing = sorted(_differences(run.config, saved))
-            fixed = [text for text in differing if text.partition(":")[0] not in _MAY_CHANGE]
-            if not fixed:
-                run.change({name: saved[name] for name in _MAY_CHANGE if name in saved})
-                return run
-            if (path / "checkpoints").exists():  # else it stopped before its first checkpoint: nothing is lost
-                raise InputError(
-                    f"{path} holds a run with other options ({', '.join(fixed[:3])}): "
-                    f"choose another name=, or delete the folder to start again"
-                )
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_text(path / "command.txt", " ".join(sys.orig_argv) + "\n")
-            write_text(path / "code.json", json.dumps(code_facts(), indent=1))
-            write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)))
+            with locked(path):
+                if {file.name for file in path.iterdir() if not file.name.startswith(".")} - _BEFORE_CONFIG:
+                    run = cls.open(path)
+                    if run._goes_on_as(saved):
+                        return run
+                write_text(path / "command.txt", " ".join(sys.orig_argv) + "\n")
+                write_text(path / "code.json", json.dumps(code_facts(), indent=1))
+                write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)))
         except OSError as error:
             raise InputError(
                 f"{path} cannot be written ({error.strerror}): choose another folder with outputs="
             ) from error
         return cls(path, saved)
+
+    def _goes_on_as(self, saved: dict[str, Any]) -> bool:
+        """Whether this is the run of a config, or False where it may be begun again as nothing was trained.
+
+        Raises InputError where it was begun with other options, those aside that change no number.
+        """
+        of_data = getattr(locate(saved["data"]["_target_"]), "options_without_effect", ())
+        free = {*_MAY_CHANGE, *(f"data.{name}" for name in of_data)}
+        differing = {name: text for name, text in _differences(self.config, saved).items() if name not in free}
+        if differing and (self.path / "checkpoints").exists():
+            raise InputError(
+                f"{self.path} holds a run with other options ({', '.join(list(differing.values())[:3])}): "
+                f"choose another name=, or delete the folder to start again"
+            )
+        if not differing and self.results is None and self.config != saved:
+            self.config = saved
+            write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)))
+        return not differing
 
     @classmethod
     def join(cls, config: dict[str, Any], patience_s: float = 60.0) -> RunFolder:
@@ -124,14 +147,14 @@ class RunFolder:
                     "start a run of another name"
                 )
         if any(self.config.get(name) != value for name, value in options.items()):
-            self.config = {**self.config, **options}
-            write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
+            with locked(self.path):
+                self.config = {**self.config, **options}
+                write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
 
     @property
     def results(self) -> dict[str, dict[str, float]] | None:
         """The final metrics by set, or None while the run is not finished."""
-        path = self.path / "metrics.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return _read_json(self.path / "metrics.json", "delete it and resume the run, which evaluates it again")
 
     def finish(self, results: dict[str, dict[str, float]]) -> None:
         """Write the final metrics; the run counts as finished from here on."""
@@ -140,15 +163,15 @@ class RunFolder:
     @property
     def calibration(self) -> dict[str, Any] | None:
         """What the task fitted on the development rows of the final evaluation, or None where there is nothing."""
-        path = self.path / "checkpoints" / "calibration.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        remedy = "delete it and metrics.json and resume the run, which evaluates it again"
+        return _read_json(self.path / "checkpoints" / "calibration.json", remedy)
 
     @property
     def standalone_config(self) -> dict[str, Any]:
         """The config with a model that needs no pretrained weights, as the run's checkpoints hold them all."""
-        path = self.path / "model.json"
-        own = {"model": json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
-        return {**self.config, **own}
+        remedy = "copy it again from its source, or delete it if the pretrained weights that config.yaml names are here"
+        model = _read_json(self.path / "model.json", remedy)
+        return {**self.config, **({} if model is None else {"model": model})}
 
     def keep_model(self, section: dict[str, Any]) -> None:
         """Store the model section of `standalone_config`."""
@@ -212,7 +235,13 @@ def code_facts() -> dict[str, Any]:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments],
+                capture_output=True,
+                encoding="utf-8",  # whatever the terminal's is
+                errors="replace",
+                timeout=20,
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
@@ -238,7 +267,21 @@ def _without_folders(value: Any) -> Any:
     return value
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def _read_json(path: Path, remedy: str) -> dict[str, Any] | None:
+    """Return what a file of the folder holds, None where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+        reason = "it holds no object"
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        reason = str(error)
+    raise InputError(f"{path} is damaged ({reason}): {remedy}")
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     def leaves(config: dict[str, Any]) -> dict[str, Any]:
         flat = {}
         for name in conf.option_names(config):
@@ -250,8 +293,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         return flat
 
     before, after = leaves(old), leaves(new)
-    return [
-        f"{name}: {before.get(name)} there, {after.get(name)} now"
+    return {
+        name: f"{name}: {before.get(name)} there, {after.get(name)} now"
         for name in sorted(set(before) | set(after))
         if before.get(name) != after.get(name)
-    ]
+    }

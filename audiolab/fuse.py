@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from audiolab.command import run_command
 from audiolab.errors import InputError
-from audiolab.score import check_writable, unique_names
+from audiolab.score import unique_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ def fuse(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[s
     """
     from audiolab import build, engine
     from audiolab.reporting.plots import save_figure
-    from audiolab.reporting.scores import read_scores, write_text
+    from audiolab.reporting.scores import check_writable, read_scores, write_text
     from audiolab.reporting.tables import console, systems_table
     from audiolab.training.calibration import fitted_on
     from audiolab.training.evaluation import write_set

@@ -7,6 +7,7 @@ processes are started on a plain function (`processes.py`), and rank 0's result 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +42,15 @@ def launch(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
 def resume(run: RunFolder) -> dict[str, dict[str, float]]:
     """Train and evaluate what is left of a run."""
     from audiolab import engine
+    from audiolab.lock import locked
 
+    run.require_whole_config()
+    engine.check(run.config)  # it may have been edited by hand
     results = run.results
     if results is None:
         go_on = f"to go on: python -m audiolab.resume {run.path}"
-        results = in_processes(engine.train, num_processes(run.config["trainer"]), str(run.path), go_on=go_on)
+        with locked(run.path) if rank() == 0 else nullcontext():
+            results = in_processes(engine.train, num_processes(run.config["trainer"]), str(run.path), go_on=go_on)
     elif rank() == 0:
         print(f"{run.path} is finished already: its results follow; choose another name= to run again")
     if rank() == 0:

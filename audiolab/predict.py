@@ -116,6 +116,7 @@ def _apply(
     from audiolab.audio.recording import Recording
     from audiolab.folder import RunFolder
     from audiolab.reporting.predictions import PredictionFile
+    from audiolab.training.faults import explained
     from audiolab.training.task import Known
 
     run = RunFolder.open(run_folder)
@@ -142,7 +143,7 @@ def _apply(
     task.to("cuda" if torch.cuda.is_available() else "cpu")
     width = min(48, max((len(_shown(path)) for path in todo), default=0))
     try:
-        with _progress(todo, show, verbose) as (advance, line_above):
+        with explained(folder, "The same command goes on."), _progress(todo, show, verbose) as (advance, line_above):
             for path in todo:
                 try:
                     recording = Recording(path, on_read=advance(path))

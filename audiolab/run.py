@@ -73,7 +73,7 @@ def _split(argv: Sequence[str]) -> tuple[set[str], list[str], str | None]:
             raise InputError(f"{word} is not a flag; " + (f"did you mean {close[0]}?" if close else "see --help"))
         else:
             overrides.append(word)
-    return flags, overrides, config_dir
+    return flags, conf.quoted(overrides), config_dir
 
 
 def _print_overview(full: bool) -> None:

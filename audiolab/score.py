@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +64,7 @@ def score(
     """
     from audiolab import engine
     from audiolab.reporting.plots import save_figure
+    from audiolab.reporting.scores import check_writable
     from audiolab.reporting.tables import console, systems_table
     from audiolab.training.evaluation import write_set
 
@@ -119,13 +119,6 @@ def unique_names(paths: Sequence[str | Path]) -> list[str]:
             for name, path in zip(names, files, strict=True)
         ]
     return names if len(set(names)) == len(names) else [f"{number}-{name}" for number, name in enumerate(names, 1)]
-
-
-def check_writable(folder: Path) -> None:
-    """Raise InputError where a folder cannot be made or written, before anything is computed."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"{folder} cannot be written: give another folder with -o")
 
 
 def _parser(name: str, task: type[Task]) -> argparse.ArgumentParser:

@@ -50,8 +50,8 @@ def run_sweep(overrides: Sequence[str], swept: Sequence[str], name: str, config_
 
     sweep_folder = folders[0].parent
     own = [
-        f"hydra.sweep.dir={sweep_folder}",
-        f"hydra.searchpath=[file://{Path(config_dir).resolve()}]" if config_dir else "",
+        f"hydra.sweep.dir={conf.quote(str(sweep_folder))}",
+        f"hydra.searchpath=[{conf.quote(f'file://{Path(config_dir).resolve()}')}]" if config_dir else "",
     ]
     sys.argv = [sys.argv[0], "-m", *(text for text in overrides if not text.startswith("name=")), *filter(None, own)]
     try:

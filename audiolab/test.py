@@ -42,10 +42,13 @@ def test(
     from audiolab import build, engine
     from audiolab.folder import RunFolder
     from audiolab.launch import in_processes
+    from audiolab.reporting.scores import check_writable
 
     run = RunFolder.open(run_folder)
+    overrides = conf.quoted(overrides)
     config = test_config(run.config, overrides)
     folder = Path(out) if out else run.path / "tests" / _label(config["data"], overrides)
+    check_writable(folder)
     evaluate = partial(engine.evaluate_run, add=out is None)
     results = in_processes(evaluate, num_processes(config["trainer"]), str(run.path), config, sets, str(folder))
     if rank() == 0:

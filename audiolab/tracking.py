@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from argparse import Namespace
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from audiolab.errors import InputError
 from audiolab.folder import RunFolder
 from audiolab.reporting.metrics_file import MetricsFile
 from audiolab.reporting.tables import breakdowns
+
+log = logging.getLogger(__name__)
 
 
 class MetricsCsv(Logger):
@@ -82,34 +85,36 @@ def wandb(
     mode: Literal["offline", "online", "disabled"],
     tags: list[str],
     job_type: str,
+    connect_timeout_s: float,
+    upload_timeout_s: float,
 ) -> WandbLogger:
     """Log to Weights & Biases, offline into `wandb/` of the run folder unless mode is `online`.
 
     The run's id is a hash of the run folder, so a resumed run continues its own; the group is task/recipe/name, where
-    the jobs of a sweep share the sweep's name.
+    the jobs of a sweep share the sweep's name. A server that does not answer within `connect_timeout_s` makes the run
+    go on offline; at the end what is not uploaded yet is waited for, `upload_timeout_s` at most.
     """
-    client = _wandb_client(run.path)
     config = run.config
     sweep, _, job = config["name"].rpartition("/")
-    return WandbLogger(
-        save_dir=run.path,
-        project=project,
-        entity=entity,
-        offline=mode == "offline",
-        id=_wandb_id(run.path),
-        resume="allow",
-        group="/".join([config["task"], config["recipe"], sweep or job]),
-        name=job,
-        tags=[config["task"], config["recipe"], *tags],
-        job_type=job_type,
-        config=config,
-        settings=client.Settings(mode=mode, silent=True),
-    )
+    facts = {
+        "project": project,
+        "entity": entity,
+        "group": "/".join([config["task"], config["recipe"], sweep or job]),
+        "name": job,
+        "tags": [config["task"], config["recipe"], *tags],
+        "job_type": job_type,
+        "config": config,
+    }
+    begun = None
+    if rank_zero_only.rank == 0:  # other processes log nothing
+        begun = _begin_wandb(run.path, mode, connect_timeout_s, upload_timeout_s, **facts)
+        begun.define_metric("trainer/global_step")
+        begun.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(save_dir=run.path, id=_wandb_id(run.path), experiment=begun, **facts)
 
 
 def log_sweep(folder: Path, config: dict[str, Any], jobs: list[dict[str, Any]], headline: Mapping[str, str]) -> None:
     """Write one W&B run that sums up a sweep: a table of its jobs, mean and SD of the headline metrics."""
-    client = _wandb_client(folder)
     options = config["logger"]["wandb"]
     rows = [
         {
@@ -120,23 +125,82 @@ def log_sweep(folder: Path, config: dict[str, Any], jobs: list[dict[str, Any]], 
         for job in jobs
     ]
     table = pd.DataFrame(rows)
-    run = client.init(
-        dir=folder,
+    run = _begin_wandb(
+        folder,
+        options["mode"],
+        options["connect_timeout_s"],
+        options["upload_timeout_s"],
         project=options["project"],
         entity=options["entity"],
-        id=_wandb_id(folder),
-        resume="allow",
         group="/".join([config["task"], config["recipe"], folder.name]),
         name=f"{folder.name} (sweep)",
         tags=[config["task"], config["recipe"], *options["tags"]],
         job_type="sweep",
-        settings=client.Settings(mode=options["mode"], silent=True),
     )
-    run.log({"jobs": client.Table(dataframe=table)})
+    import wandb as client
+
+    _log_media(run, {"jobs": client.Table(dataframe=table)}, "the sweep")
     numbers = table.select_dtypes("number").dropna(axis="columns", how="all")
     run.summary.update({f"{name}/mean": float(numbers[name].mean()) for name in numbers})
     run.summary.update({f"{name}/sd": float(numbers[name].std()) for name in numbers if len(numbers) > 1})
-    run.finish()
+    _finish_wandb(run, exit_code=0)
+
+
+def _begin_wandb(folder: Path, mode: str, connect_timeout_s: float, upload_timeout_s: float, **facts: Any) -> Any:
+    """Begin or continue the W&B run of a folder: offline, with a warning, where the server cannot be used."""
+    client = _wandb_client(folder)
+
+    def begin(mode: str) -> Any:
+        settings = client.Settings(
+            mode=mode,
+            silent=True,
+            init_timeout=connect_timeout_s,
+            finish_timeout=upload_timeout_s,
+            finish_timeout_raises=True,
+        )
+        return client.init(dir=folder, id=_wandb_id(folder), resume="allow", settings=settings, **facts)
+
+    if mode != "online":
+        return begin(mode)
+    try:
+        client.setup(client.Settings(silent=True))
+        if not client.login(prompt=False, verify=False):  # else it would ask, and an unattended run would wait
+            raise client.errors.UsageError("no API key: set WANDB_API_KEY or run wandb login")
+        return begin("online")
+    except client.errors.Error as error:
+        client.teardown()  # it still holds the id of the run that could not begin
+        run = begin("offline")
+        log.warning(
+            "W&B at %s cannot be used (%s), so this run is logged offline; upload it later with: wandb sync %s",
+            run.settings.base_url,
+            str(error).strip().splitlines()[0],
+            _wandb_folder(run),
+        )
+        return run
+
+
+def _log_media(run: Any, content: dict[str, Any], what: str) -> None:
+    """Log tables and pictures; the client wants the server for them, and keeps only numbers to be sent later."""
+    import wandb as client
+
+    try:
+        run.log(content)
+    except client.errors.Error as error:
+        reason = str(error).strip().splitlines()[0]
+        log.warning("W&B did not take the tables and pictures of %s, which are in the run folder (%s)", what, reason)
+
+
+def _finish_wandb(run: Any, exit_code: int) -> None:
+    """End a W&B run; one that cannot be uploaded in time keeps its data on disk."""
+    folder = _wandb_folder(run)
+    try:
+        run.finish(exit_code=exit_code)
+    except TimeoutError:
+        log.warning("W&B was not reached any more and lacks a part of this run; upload it with: wandb sync %s", folder)
+
+
+def _wandb_folder(run: Any) -> Path:
+    return Path(run.settings.sync_dir)
 
 
 def _wandb_client(folder: Path) -> Any:
@@ -151,7 +215,7 @@ def _wandb_client(folder: Path) -> Any:
 
 
 def _wandb_id(folder: Path) -> str:
-    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    return hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
 
 
 def close_loggers(loggers: list[Logger], *, finished: bool) -> None:
@@ -159,7 +223,7 @@ def close_loggers(loggers: list[Logger], *, finished: bool) -> None:
     for logger in loggers:
         logger.finalize("success" if finished else "failed")
         if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
-            logger.experiment.finish(exit_code=0 if finished else 1)
+            _finish_wandb(logger.experiment, exit_code=0 if finished else 1)
 
 
 def log_evaluation(
@@ -182,7 +246,7 @@ def log_evaluation(
                 content[f"{set_name}/{group}"] = client.Table(dataframe=breakdown.reset_index(names=group))
             for name, figure in figures.items():
                 content[f"{set_name}/{name}"] = client.Image(figure)
-            logger.experiment.log(content)
+            _log_media(logger.experiment, content, set_name)
             logger.experiment.summary.update({f"{set_name}/{k}": v for k, v in metrics.items() if "/" not in k})
 
 

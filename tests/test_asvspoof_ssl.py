@@ -181,7 +181,7 @@ def test_unreachable_hub_or_missing_folder_is_explained(monkeypatch, name):
     with pytest.raises(InputError) as caught:
         SSLStream(pretrained=name)
     message = str(caught.value)
-    for part in (repr(name), "neither a folder here nor in the local", "network", "pretrained=null"):
+    for part in (repr(name), "neither a folder here nor complete in the local", "network", "pretrained=null"):
         assert part in message
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, option: str = "-o") -> None:
+    """Raise InputError where a folder cannot be made or written, before anything is computed; nothing is left there."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    try:  # asking for permissions does not tell: root has them all, and a disk may be mounted read-only
+        tempfile.TemporaryDirectory(prefix=".audiolab-", dir=there).cleanup()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}): give another folder with {option}") from None
 
 
 def write_scores(path: Path, table: pd.DataFrame) -> None:

@@ -120,6 +120,8 @@ class SpeechData(L.LightningDataModule, ABC):
     """Rate of `wave` in the batches."""
     options_of_the_run: ClassVar[tuple[str, ...]] = ("eval_batch_size",)
     """Options that a test on another corpus keeps from the run, because the model was used with them."""
+    options_without_effect: ClassVar[tuple[str, ...]] = ("num_workers",)
+    """Options that change no number, so that a run may go on with others: how the data is read, not what."""
 
     def __init__(
         self,
@@ -223,7 +225,8 @@ class SpeechData(L.LightningDataModule, ABC):
         """Count the bad audio of a batch; one of an evaluation with nothing else in it becomes None."""
         for bad in batch.pop("bad"):
             if bad.id not in self.skipped_ids:
-                self.bad_audio.handle(bad.error)
+                error = bad.error
+                self.bad_audio.handle(AudioError(f"{self._now(dataloader_idx)}{error}", error.path, error.reason))
                 self.skipped_ids.add(bad.id)
         return batch if "id" in batch else None
 
@@ -232,6 +235,13 @@ class SpeechData(L.LightningDataModule, ABC):
         if self.on_bad_audio == "skip":
             self.skipped_ids |= set(gather(sorted(self.skipped_ids)))
             self.bad_audio.add(dict(gather(list(self.bad_audio.skipped.items()))))
+
+    def _now(self, dataloader_idx: int) -> str:
+        """Name the set whose batches come, for messages."""
+        if self.trainer is None:
+            return ""
+        sets = self.test_sets if self.trainer.testing else self.val_sets
+        return f"{'train' if self.trainer.training else sets[dataloader_idx]}: "
 
     def on_after_batch_transfer(self, batch: dict[str, Any] | None, dataloader_idx: int) -> dict[str, Any] | None:
         """Augment training batches."""

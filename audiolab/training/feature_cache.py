@@ -22,6 +22,7 @@ from rich.progress import track
 from torch import nn
 
 from audiolab.errors import InputError
+from audiolab.reporting.scores import check_writable
 from audiolab.training.processes import gather
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def fingerprint(module: nn.Module, *options: object) -> str:
 
 
 def refuse_cache(data: SpeechData, task: Task) -> None:
-    """Raise InputError where cached features would be wrong: what the encoder hears or does changes with the epoch."""
+    """Raise InputError where cached features would be wrong, as what the encoder hears or does changes with the epoch,
+    or cannot be written."""
     if data.augment is not None:
         reason = "an augmentation changes the waveform in every epoch: choose augment=<task>/none"
     elif data.draws_windows:
@@ -100,6 +102,7 @@ def refuse_cache(data: SpeechData, task: Task) -> None:
         reason = task.why_features_change()
     if reason:
         raise InputError(f"data.feature_cache cannot be used, {reason}, or set data.feature_cache=null")
+    check_writable(Path(data.feature_cache).expanduser(), "data.feature_cache=")
 
 
 class FeatureCache(L.Callback):

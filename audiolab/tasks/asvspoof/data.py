@@ -44,6 +44,7 @@ class SpoofingData(SpeechData):
     """
 
     options_of_the_run = ("eval_batch_size", "eval_samples")
+    options_without_effect = ("num_workers", "in_memory")
 
     def __init__(
         self,

@@ -147,7 +147,10 @@ def prepare_demo_corpus(
         (building / STAMP).write_text(json.dumps(stamp, indent=1) + "\n")
         _publish(building, root, stamp)
     except OSError as error:
-        raise InputError(f"the built-in corpus cannot be written to {root} ({error}): name another folder.") from error
+        raise InputError(
+            f"the built-in corpus cannot be written to {root} ({error.strerror}): name another folder with "
+            "data.root=, or for all that audiolab keeps with the environment variable AUDIOLAB_CACHE."
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return root

@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from audiolab.errors import InputError
+from audiolab.hub import why_unreachable
 from audiolab.tasks.asvspoof.wavlm_attention import GatedAttention
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ def load_encoder(
     """
     if pretrained is None and config is None:
         raise InputError("The encoder got neither pretrained weights nor a config; give one of them.")
+    offline = None if pretrained is None or Path(pretrained).is_dir() else why_unreachable(pretrained)
     if pretrained is None:
         options = _checked(dict(config or {}))
     else:
-        options = _read_config(pretrained)
+        options = _read_config(pretrained, offline)
         _compare(pretrained, options, config)
     model_type = options.pop("model_type")
     config_class, model_class = _classes(model_type)
@@ -51,7 +53,7 @@ def load_encoder(
     if pretrained is None:
         model = model_class(full_config)
     else:
-        model = _load_weights(pretrained, model_class, full_config, needs_mask_embedding)
+        model = _load_weights(pretrained, model_class, full_config, needs_mask_embedding, offline)
     if model_type == "wavlm":
         for layer in model.encoder.layers:
             layer.attention = GatedAttention(layer.attention)
@@ -86,14 +88,14 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _read_config(pretrained: str) -> dict[str, Any]:
-    """The options stored with the weights."""
+def _read_config(pretrained: str, offline: str | None) -> dict[str, Any]:
+    """The options stored with the weights; `offline` says why the hub is not to be asked."""
     from transformers import PretrainedConfig
 
     try:
-        stored, _ = PretrainedConfig.get_config_dict(pretrained)
+        stored, _ = PretrainedConfig.get_config_dict(pretrained, local_files_only=offline is not None)
     except OSError as error:
-        raise _unreadable(pretrained, error) from error
+        raise _unreadable(pretrained, error, offline) from error
     if stored.get("model_type") not in _NAMES:
         found = f"a {stored['model_type']} model" if "model_type" in stored else "no config.json of a model"
         raise InputError(
@@ -122,14 +124,18 @@ def _plain(value: Any) -> Any:
 
 
 def _load_weights(
-    pretrained: str, model_class: type[PreTrainedModel], config: PretrainedConfig, needs_mask_embedding: bool
+    pretrained: str,
+    model_class: type[PreTrainedModel],
+    config: PretrainedConfig,
+    needs_mask_embedding: bool,
+    offline: str | None,
 ) -> PreTrainedModel:
+    reading = {"dtype": torch.float32, "output_loading_info": True, "weights_only": True}
+    reading["local_files_only"] = offline is not None
     try:
-        loaded: Any = model_class.from_pretrained(
-            pretrained, config=config, dtype=torch.float32, output_loading_info=True, weights_only=True
-        )
+        loaded: Any = model_class.from_pretrained(pretrained, config=config, **reading)
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        raise _unreadable(pretrained, error) from error
+        raise _unreadable(pretrained, error, offline) from error
     model, info = loaded
     missing = sorted(key for key in info["missing_keys"] if needs_mask_embedding or key != "masked_spec_embed")
     if missing:
@@ -140,7 +146,7 @@ def _load_weights(
     return model
 
 
-def _unreadable(pretrained: str, error: Exception) -> InputError:
+def _unreadable(pretrained: str, error: Exception, offline: str | None) -> InputError:
     detail = " ".join(str(error).split())[:200]
     if Path(pretrained).is_dir():
         return InputError(
@@ -148,7 +154,8 @@ def _unreadable(pretrained: str, error: Exception) -> InputError:
             f"a folder with config.json and model.safetensors, or {_RANDOM}."
         )
     return InputError(
-        f"The encoder {pretrained!r} is neither a folder here nor in the local Hugging Face cache, and the network "
-        f"did not deliver it ({type(error).__name__}). Give a local folder with config.json and model.safetensors, or "
-        f"{_RANDOM}."
+        f"The encoder {pretrained!r} is neither a folder here nor complete in the local Hugging Face cache, and the "
+        f"hub did not deliver it over the network ({offline or type(error).__name__}). Give a local folder with "
+        "config.json and model.safetensors as pretrained=, or copy the cache of a machine that has it (HF_HOME, by "
+        f"default ~/.cache/huggingface), or give {_RANDOM}."
     )
