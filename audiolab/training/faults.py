@@ -11,6 +11,7 @@ from pathlib import Path
 from audiolab.audio.io import AudioError
 from audiolab.errors import InputError, RunError
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KILLED = re.compile(
     r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (?:is killed by signal: (.+?)\. |exited unexpectedly)"
 )
@@ -34,6 +35,8 @@ def explained(folder: Path, go_on: str) -> Iterator[None]:
     except RunError:
         raise
     except OSError as error:
+        if error.errno in _NO_ROOM and error.filename is None:  # from a write, which does not know its file's name
+            raise RunError(f"The disk of {folder} takes no more ({error.strerror}): free some space. {go_on}") from error
         if error.errno is None or error.filename is None or not _is_inside(error.filename, folder):
             raise
         raise RunError(f"{_unwritable(error)} {go_on}") from error
@@ -70,7 +73,7 @@ def _of_workers(error: BaseException | None) -> str | None:
 
 
 def _unwritable(error: OSError) -> str:
-    remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to its folder and permissions"
+    remedy = "free some space" if error.errno in _NO_ROOM else "see to its folder and permissions"
     return f"{error.filename2 or error.filename} cannot be written ({error.strerror}): {remedy}."
 
 
