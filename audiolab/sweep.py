@@ -14,7 +14,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException, Sea
 
 from audiolab import config as conf
 from audiolab.build import locate
-from audiolab.errors import InputError
+from audiolab.errors import InputError, Preempted, RunError
 from audiolab.folder import RunFolder
 from audiolab.launch import launch
 from audiolab.reporting.scores import write_text
@@ -34,12 +34,19 @@ def run_sweep(overrides: Sequence[str], swept: Sequence[str], name: str, config_
     if len(set(folders)) < len(folders):
         raise InputError("two jobs of this sweep would share a folder: their swept values differ only in punctuation")
 
+    stopped: list[Preempted] = []
+
     def job(_: Any) -> str | None:
         config = configs[HydraConfig.get().job.num]
+        if stopped:
+            return "not started"
         print(f"\n== {config['name']}", flush=True)
         try:
             launch(config)
-        except InputError as error:
+        except Preempted as error:
+            stopped.append(error)
+            return str(error)
+        except (InputError, RunError) as error:
             print(f"audiolab: {config['name']} failed: {error}", file=sys.stderr)
             return str(error)
         except Exception as error:
@@ -64,6 +71,8 @@ def run_sweep(overrides: Sequence[str], swept: Sequence[str], name: str, config_
     except KeyboardInterrupt:
         print(f"the sweep is stopped; the same command with name={name} goes on with all of its jobs")
         raise
+    if stopped:
+        raise Preempted(f"{stopped[0]}; the same command with name={name} goes on with all jobs of the sweep")
     if configs[0]["plan"]:
         return 0
     return _summary(jobs, swept, configs, folders, name)

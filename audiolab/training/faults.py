@@ -36,7 +36,8 @@ def explained(folder: Path, go_on: str) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in _NO_ROOM and error.filename is None:  # from a write, which does not know its file's name
-            raise RunError(f"The disk of {folder} takes no more ({error.strerror}): free some space. {go_on}") from error
+            full = f"The disk of {folder} takes no more ({error.strerror}): free some space."
+            raise RunError(f"{full} {go_on}") from error
         if error.errno is None or error.filename is None or not _is_inside(error.filename, folder):
             raise
         raise RunError(f"{_unwritable(error)} {go_on}") from error
