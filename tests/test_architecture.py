@@ -72,3 +72,11 @@ def test_public_functions_and_classes_have_docstrings_and_types(path: Path):
                 assert not bare and child.returns is not None, f"{child.name} lacks types: {bare}"
 
     check(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_every_fault_in_the_table_has_its_test():
+    text = (PACKAGE.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)` \|$", text[text.index("## What happens when") :], re.MULTILINE)
+    assert len(named) >= 30
+    for file, test in named:
+        assert f"\ndef {test}(" in (PACKAGE.parent / "tests" / file).read_text(encoding="utf-8"), f"{file}::{test}"
