@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import shlex
 import warnings
@@ -14,16 +13,15 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from rich.markup import escape
 
 from audiolab import build as builder
 from audiolab import out_of_memory
-from audiolab.cluster import cluster_environment, num_processes, rank, started_by_launcher
+from audiolab.cluster import cluster_environment, num_processes, started_by_launcher
 from audiolab.errors import InputError
 from audiolab.fine_tuning import check_init, start, starting_model
 from audiolab.folder import RunFolder
-from audiolab.reporting.scores import write_text
-from audiolab.reporting.tables import breakdown_tables, console, headline_lines, results_table
+from audiolab.results import write_bad_audio, write_results
+from audiolab.run_log import log_to
 from audiolab.tracking import close_loggers
 from audiolab.training.calibration import fit_on_dev
 from audiolab.training.checkpoint_io import WholeFiles
@@ -310,20 +308,6 @@ def evaluate_run(
     return evaluation.results
 
 
-def write_bad_audio(data: SpeechData, folder: Path) -> None:
-    """List the files that were left out, if any, and say how many."""
-    if data.bad_audio.skipped:
-        data.bad_audio.write_list(folder / "bad_audio.csv")
-        print(f"{len(data.bad_audio.skipped)} unreadable files were left out: {folder / 'bad_audio.csv'}")
-
-
-def write_results(folder: Path, results: dict[str, dict[str, float]], *, add: bool = False) -> None:
-    """Write metrics.json of an evaluation outside a run; with `add` the other sets that it holds already stay."""
-    path = folder / "metrics.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if add and path.is_file() else {}
-    write_text(path, json.dumps({**before, **results}, indent=1))
-
-
 def evaluation_of(trainer: L.Trainer) -> Evaluation:
     """Return the evaluation callback of a trainer."""
     return next(callback for callback in trainer.callbacks if isinstance(callback, Evaluation))
@@ -359,78 +343,6 @@ def without_pretrained(section: dict[str, Any]) -> dict[str, Any]:
     if "pretrained" in bare and bare.get("config", {}) is not None:
         bare["pretrained"] = None
     return bare
-
-
-def report(run: RunFolder) -> None:
-    """Print the result tables of a finished run and what to do next."""
-    results = run.results
-    if results is None:
-        return
-    terminal, path = console(), shlex.quote(str(run.path))
-    headline = builder.locate(run.config["module"]["_target_"]).headline
-    print_breakdowns(results, headline)
-    terminal.print(results_table(results, headline, escape(f"{run.config['task']}: {run.path}")))
-    terminal.print(
-        f"scores  {run.path / 'scores'}\nplots   {run.path / 'plots'}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    terminal.print(
-        "next    "
-        f"python -m audiolab.predict {path} my.wav          score your own audio\n"
-        f"        python -m audiolab.test {path} data=<set> data.root=<folder>\n"
-        f"        {run.config.get('next_step') or 'python -m audiolab.run            lists tasks and recipes'}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def print_breakdowns(results: dict[str, dict[str, float]], headline: dict[str, str]) -> None:
-    """Print the tables by attack, codec, speaker ... of every set."""
-    terminal = console()
-    for set_name, metrics in results.items():
-        for table in breakdown_tables(set_name, metrics, headline, terminal.width):
-            terminal.print(table)
-
-
-def print_headline(results: dict[str, dict[str, float]], task: type[Task]) -> None:
-    """Print the headline metrics as plain lines, one a line, under the set's name where there are several."""
-    for set_name, metrics in results.items():
-        if len(results) > 1:
-            print(f"{set_name}:")
-        for line in headline_lines(metrics, task.headline):
-            print(line)
-
-
-class log_to:  # noqa: N801 - reads as a verb where it is used
-    """Context: log messages and warnings also go to a file; of several processes the first speaks for all.
-
-    What stops a process is written by each.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-        self.file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        self.handler = self.file if rank() == 0 else logging.NullHandler()
-        self.loggers = [logging.getLogger(name) for name in ("audiolab", "lightning", "py.warnings")]
-
-    def __enter__(self) -> None:
-        logging.captureWarnings(True)
-        for logger in self.loggers:
-            logger.setLevel(logging.INFO)
-            logger.addHandler(self.handler)
-
-    def __exit__(self, *exception: object) -> None:
-        if exception[1] is not None:
-            message = "stopped" if rank() == 0 else f"stopped (process {rank()})"
-            facts = {"name": "audiolab", "levelname": "ERROR", "msg": message, "exc_info": exception}
-            self.file.handle(logging.makeLogRecord(facts))  # to the file only: the terminal gets it anyway
-        for logger in self.loggers:
-            logger.removeHandler(self.handler)
-        self.file.close()
-        logging.captureWarnings(False)
 
 
 def _callbacks(config: dict[str, Any], folder: Path) -> list[L.Callback]:

@@ -37,10 +37,11 @@ def fuse(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[s
     Sets are the runs' own test sets and those of `audiolab.test` (`tests/<data>/<set>`), as far as all runs have them.
     Raises InputError for runs of different tasks or of different trials.
     """
-    from audiolab import build, engine
+    from audiolab import build
     from audiolab.reporting.plots import save_figure
     from audiolab.reporting.scores import check_writable, read_scores, write_text
     from audiolab.reporting.tables import console, systems_table
+    from audiolab.results import print_headline, write_results
     from audiolab.training.calibration import fitted_on
     from audiolab.training.evaluation import write_set
 
@@ -89,10 +90,10 @@ def fuse(runs: Sequence[str | Path], *, out: str | Path | None = None) -> dict[s
         for plot, figure in task.comparison(systems).items():
             save_figure(figure, folder / "plots" / f"{label}_{plot}_all.png")
         console().print(systems_table(results[key], task.headline, key))
-    engine.write_results(folder, results)
+    write_results(folder, results)
     for key, systems in results.items():
         print(f"{key}, fusion:")
-        engine.print_headline({FUSION: systems[FUSION]}, task)
+        print_headline({FUSION: systems[FUSION]}, task)
     print(f"scores, plots and weights: {folder}")
     return results
 

@@ -43,6 +43,7 @@ def resume(run: RunFolder) -> dict[str, dict[str, float]]:
     """Train and evaluate what is left of a run."""
     from audiolab import engine
     from audiolab.lock import locked
+    from audiolab.results import report
 
     run.require_whole_config()
     engine.check(run.config)  # it may have been edited by hand
@@ -54,7 +55,7 @@ def resume(run: RunFolder) -> dict[str, dict[str, float]]:
     elif rank() == 0:
         print(f"{run.path} is finished already: its results follow; choose another name= to run again")
     if rank() == 0:
-        engine.report(run)
+        report(run)
     return results
 
 

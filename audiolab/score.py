@@ -62,10 +62,10 @@ def score(
     `given` are the files and options of the task (`protocol`, `asv` ... for asvspoof). Metrics, tables, plots and
     scores in our own format are written to `out`, by default a folder beside the (first) score file.
     """
-    from audiolab import engine
     from audiolab.reporting.plots import save_figure
     from audiolab.reporting.scores import check_writable
     from audiolab.reporting.tables import console, systems_table
+    from audiolab.results import print_breakdowns, print_headline, write_results
     from audiolab.training.evaluation import write_set
 
     task = task_class(task_name)
@@ -83,10 +83,10 @@ def score(
     if len(tables) > 1:
         for name, figure in task.comparison(tables).items():
             save_figure(figure, folder / "plots" / f"{name}.png")
-    engine.write_results(folder, results)
-    engine.print_breakdowns(results, task.headline)
+    write_results(folder, results)
+    print_breakdowns(results, task.headline)
     console().print(systems_table(results, task.headline, task_name))
-    engine.print_headline(results, task)
+    print_headline(results, task)
     print(f"metrics, tables, plots and scores: {folder}")
     return results
 

@@ -43,6 +43,7 @@ def test(
     from audiolab.folder import RunFolder
     from audiolab.launch import in_processes
     from audiolab.reporting.scores import check_writable
+    from audiolab.results import print_breakdowns, print_headline
 
     run = RunFolder.open(run_folder)
     overrides = conf.quoted(overrides)
@@ -53,8 +54,8 @@ def test(
     results = in_processes(evaluate, num_processes(config["trainer"]), str(run.path), config, sets, str(folder))
     if rank() == 0:
         task = build.locate(config["module"]["_target_"])
-        engine.print_breakdowns(results, task.headline)
-        engine.print_headline(results, task)
+        print_breakdowns(results, task.headline)
+        print_headline(results, task)
         print(f"scores and plots: {folder}")
     return results
 
