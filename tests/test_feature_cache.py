@@ -105,7 +105,7 @@ def test_half_precision_takes_half_the_disk_and_a_lost_entry_is_named(tmp_path: 
 
 def test_too_small_a_disk_is_said_before_it_is_full(tiny_la: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     real, full = shutil.disk_usage, shutil._ntuple_diskusage(1000, 0, 1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: real(folder) if "out" in Path(folder).parts else full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: full if "c" in Path(folder).parts else real(folder))
     options = [*FROZEN, f"data.root={tiny_la}", f"outputs={tmp_path / 'out'}", f"data.feature_cache={tmp_path / 'c'}"]
     with pytest.raises(InputError, match="0.0 GB are free: choose another disk"):
         run.main(options)
