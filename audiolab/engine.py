@@ -23,6 +23,7 @@ from audiolab.folder import RunFolder
 from audiolab.results import write_bad_audio, write_results
 from audiolab.run_log import log_to
 from audiolab.tracking import close_loggers
+from audiolab.training import sharding
 from audiolab.training.calibration import fit_on_dev
 from audiolab.training.checkpoint_io import WholeFiles
 from audiolab.training.data import SpeechData
@@ -66,7 +67,7 @@ def check(config: dict[str, Any]) -> None:
             builder.check(section, f"{group}.{name}", given=given)
     builder.check_signature(L.Trainer, config["trainer"], "trainer", given=_OWN_TRAINER_ARGUMENTS)
     check_init(config)
-    _check_processes(config["trainer"])
+    _check_processes(config)
     epochs = config["trainer"].get("max_epochs")
     if not isinstance(epochs, int) or epochs < 1:
         raise InputError(f"trainer.max_epochs={epochs} does not fit: give a whole number from 1 up")
@@ -74,14 +75,9 @@ def check(config: dict[str, Any]) -> None:
         raise InputError(f"seed={config['seed']!r} does not fit: give a whole number from 0 up")
 
 
-def _check_processes(trainer: dict[str, Any]) -> None:
-    strategy = str(trainer.get("strategy", "auto"))
-    if strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
-        raise InputError(
-            f"trainer.strategy={strategy} does not go with evaluation, which deals out utterances unpadded, so that "
-            "processes run the model different numbers of times: use trainer=ddp, with trainer.precision=bf16-mixed, "
-            "gradient checkpointing, LoRA or a smaller data.batch_size where memory is short"
-        )
+def _check_processes(config: dict[str, Any]) -> None:
+    trainer = config["trainer"]
+    sharding.refuse(config)
     if trainer.get("sync_batchnorm") and trainer.get("accelerator") == "cpu":
         raise InputError("trainer.sync_batchnorm=true needs GPUs: leave it out with trainer.accelerator=cpu")
 
@@ -166,7 +162,7 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
                 logging.getLogger(name).removeHandler(handler)
     try:
         trainer = L.Trainer(
-            **_without_lonely_group({**config["trainer"], **more}),
+            **sharding.trainer_arguments(_without_lonely_group({**config["trainer"], **more})),
             callbacks=[*callbacks, *progress_bar()],
             use_distributed_sampler=False,  # it pads, and a padded set has another EER
             num_sanity_val_steps=0,
@@ -186,7 +182,8 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
 def _without_lonely_group(options: dict[str, Any]) -> dict[str, Any]:
     """Let one process by itself be no group of processes: it would need a port for nothing, perhaps a taken one."""
     alone = not started_by_launcher() and options.get("num_nodes", 1) == 1 and num_processes(options) == 1
-    return {**options, "strategy": "auto"} if alone and str(options.get("strategy")).startswith("ddp") else options
+    grouped = str(options.get("strategy")).startswith(("ddp", sharding.NAME))
+    return {**options, "strategy": "auto"} if alone and grouped else options
 
 
 def train(folder: str) -> dict[str, dict[str, float]]:

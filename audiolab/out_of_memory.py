@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from audiolab import config as conf
 from audiolab.errors import InputError, OutOfMemory, RunError
 from audiolab.training.memory import MemoryGuard, is_out_of_memory, memory_facts
+from audiolab.training.sharding import is_sharded
 
 if TYPE_CHECKING:
     import lightning as L
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from audiolab.training.task import Task
 
 OPTION = "on_out_of_memory"
-_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
 def check_choice(config: dict[str, Any]) -> None:
@@ -30,7 +30,7 @@ def check_choice(config: dict[str, Any]) -> None:
 
 def check_trainer(config: dict[str, Any], trainer: L.Trainer) -> None:
     """Raise InputError where halving cannot work with the trainer's strategy."""
-    if config.get(OPTION) == "halve_batch" and type(trainer.strategy).__name__ in _SHARDED:
+    if config.get(OPTION) == "halve_batch" and is_sharded(trainer):
         raise InputError(
             f"{OPTION}=halve_batch does not go with trainer.strategy={config['trainer']['strategy']}, which exchanges "
             "weights in every pass: lower data.batch_size and raise trainer.accumulate_grad_batches instead"

@@ -23,7 +23,8 @@ from audiolab.training.feature_cache import FeatureStore
 from audiolab.training.loading import TimedLoader, num_cpus
 from audiolab.training.processes import gather
 from audiolab.training.randomness import item_generator
-from audiolab.training.sampling import Draw, EvalBatches, TrainBatches
+from audiolab.training.sampling import FILLER, Draw, EvalBatches, TrainBatches
+from audiolab.training.sharding import is_sharded
 
 Item = dict[str, Any]
 Augment = Callable[[Tensor, Sequence[np.random.Generator]], Tensor]
@@ -65,6 +66,16 @@ class Utterances(Dataset[Item | BadItem], ABC):
             item["states"] = self.features.load(item["wave"])
         return {**item, "id": self.ids[index], "draw": draw}
 
+    def readable(self, draw: Draw, num_allowed: int) -> tuple[Item | None, list[BadItem]]:
+        """Return the first readable item from the drawn one on, after at most `num_allowed` others, and those."""
+        bad = []
+        for number in range(min(num_allowed + 1, len(self))):
+            item = self.item(draw, (draw[1] + number) % len(self))
+            if not isinstance(item, BadItem):
+                return item, bad
+            bad.append(item)
+        return None, bad
+
 
 class Replacing(Dataset[Item | list[BadItem]]):
     """A training set in which the next readable utterance stands in for an unreadable one, with the draws of that one.
@@ -77,13 +88,25 @@ class Replacing(Dataset[Item | list[BadItem]]):
         self.utterances, self.num_allowed = utterances, num_allowed
 
     def __getitem__(self, draw: Draw) -> Item | list[BadItem]:
-        bad = []
-        for number in range(min(self.num_allowed + 1, len(self.utterances))):
-            item = self.utterances.item(draw, (draw[1] + number) % len(self.utterances))
-            if not isinstance(item, BadItem):
-                return {**item, "bad": bad}
-            bad.append(item)
-        return bad
+        item, bad = self.utterances.readable(draw, self.num_allowed)
+        return bad if item is None else {**item, "bad": bad}
+
+
+class NeverEmpty(Dataset[Item | BadItem]):
+    """An evaluation set of which every batch, also an empty one, has something for the model; see `Replacing`.
+
+    What is put in has `FILLER` for its epoch.
+    """
+
+    def __init__(self, utterances: Utterances, num_allowed: int) -> None:
+        self.utterances, self.num_allowed = utterances, num_allowed
+
+    def __getitems__(self, draws: list[Draw]) -> list[Item | BadItem]:
+        items = [self.utterances[draw] for draw in draws]
+        if any(not isinstance(item, BadItem) for item in items):
+            return items
+        item, bad = self.utterances.readable((0, draws[-1][1] if draws else 0), self.num_allowed)
+        return [*items, *bad] if item is None else [*items, *bad, {**item, "draw": (FILLER, 0)}]
 
 
 def collate(items: list[Item | BadItem | list[BadItem]]) -> dict[str, Any]:
@@ -206,8 +229,7 @@ class SpeechData(L.LightningDataModule, ABC):
         self._train_batches = TrainBatches(len(dataset), self.batch_size, self.seed, *self._process())
         self._train_batches.resume_at(*self.position)
         dataset.seed = self.seed
-        allowed = self.bad_audio.cap if self.on_bad_audio == "skip" else 0
-        return self._loader(Replacing(dataset, allowed), self._train_batches)
+        return self._loader(Replacing(dataset, self._num_bad_allowed), self._train_batches)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches come next; Lightning does not reach batch samplers itself."""
@@ -278,14 +300,23 @@ class SpeechData(L.LightningDataModule, ABC):
             "data seed": self.seed,
         }
 
+    @property
+    def _num_bad_allowed(self) -> int:
+        return self.bad_audio.cap if self.on_bad_audio == "skip" else 0
+
     def _process(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def eval_loader(self, set_name: str) -> DataLoader:
-        """Every utterance of a set once over all processes, as in evaluation."""
+        """Every utterance of a set once over all processes, as in evaluation.
+
+        Processes that share a split model run it equally often, on fillers where they have nothing left.
+        """
         dataset = self.utterances(set_name)
         dataset.seed = self.seed
-        return self._loader(dataset, EvalBatches(len(dataset), self.eval_batch_size, *self._process()))
+        equal = self.trainer is not None and is_sharded(self.trainer)
+        batches = EvalBatches(len(dataset), self.eval_batch_size, *self._process(), equal=equal)
+        return self._loader(NeverEmpty(dataset, self._num_bad_allowed) if equal else dataset, batches)
 
     def audio_s(self, batch: dict[str, Any]) -> float:
         """Return the seconds of audio of a batch, all utterances together, at the model's input.

@@ -20,6 +20,7 @@ from audiolab.tracking import log_evaluation
 from audiolab.training.calibration import fitted_on
 from audiolab.training.data import SpeechData
 from audiolab.training.processes import gather
+from audiolab.training.sampling import FILLER
 from audiolab.training.task import Task
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,10 @@ class Evaluation(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the rows of a batch."""
-        self._rows.setdefault(dataloader_idx, []).extend(outputs)
+        """Keep the rows of a batch, but not those of fillers."""
+        draws = batch["draw"] if batch else []
+        rows = [row for row, (epoch, _) in zip(outputs, draws, strict=True) if epoch != FILLER]
+        self._rows.setdefault(dataloader_idx, []).extend(rows)
 
     on_test_batch_end = on_validation_batch_end
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from audiolab.training.sharding import local
+
 _SAMPLE = 1024
 
 
@@ -22,8 +24,8 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Return the gradients that there are."""
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+    """Return the gradients that there are, of a split model this process's parts."""
+    return [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
 
 
 def squared_gradient_norms(groups: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
@@ -47,14 +49,14 @@ class UpdateProbe:
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
-        self._members = [[p.detach() for p in group["params"] if p.numel()] for group in groups]
+        self._members = [[local(p.detach()) for p in group["params"] if p.numel()] for group in groups]
         self._before = [sample.clone() for sample in self._samples()]
 
     def squares(self) -> tuple[Tensor, Tensor]:
         """Return the squared norms of change and weights, (group,) each, estimated from the values compared."""
         now = self._samples()
         change = torch._foreach_sub(now, self._before)
-        share = [m.numel() / s.numel() for m, s in zip((m for g in self._members for m in g), now, strict=True)]
+        share = [m.numel() / max(1, s.numel()) for m, s in zip((m for g in self._members for m in g), now, strict=True)]
         share = torch.tensor(share, device=now[0].device)
         sizes = [len(group) for group in self._members]
         sums = [
@@ -64,4 +66,4 @@ class UpdateProbe:
         return sums[0], sums[1]
 
     def _samples(self) -> list[Tensor]:
-        return [m.flatten()[:: -(-m.numel() // _SAMPLE)] for group in self._members for m in group]
+        return [m.flatten()[:: -(-m.numel() // _SAMPLE) or 1] for group in self._members for m in group]

@@ -15,7 +15,6 @@ from typing import Any, Literal, NoReturn
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from audiolab.training.course import Course, Limits
 from audiolab.training.data import collate
 from audiolab.training.evaluation import gather
 from audiolab.training.gradients import UpdateProbe, squared_gradient_norms, squared_norms
+from audiolab.training.sharding import is_sharded
 
 log = logging.getLogger(__name__)
 
@@ -99,12 +99,12 @@ class Health(L.Callback):
                     homes.setdefault(id(parameter), []).append(_name(group, number))
         trainable = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
         wrong = [name for name, p in trainable.items() if len(homes.get(id(p), ())) != 1]
-        if wrong and not _is_sharded(trainer):
+        if wrong and not is_sharded(trainer):
             raise InputError(
                 f"{len(wrong)} of {len(trainable)} trainable parameters are not in exactly one optimiser group (first: "
                 f"{wrong[0]}): give them a group in configure_optimizers, or freeze them with requires_grad_(False)"
             )
-        if not _is_sharded(trainer):  # a shard may be empty
+        if not is_sharded(trainer):  # a shard may be empty
             self._waiting = {name: Waiting(homes[id(p)][0], p) for name, p in trainable.items()}
 
     def on_train_batch_start(
@@ -125,7 +125,7 @@ class Health(L.Callback):
         groups = optimizer.param_groups
         losses = torch.stack([loss.float() for _, loss in accumulated])
         squares = squared_gradient_norms(groups, pl_module.device)
-        if _is_sharded(trainer):
+        if is_sharded(trainer):
             dist.all_reduce(squares)
         finite = torch.stack([torch.isfinite(losses).all(), torch.isfinite(squares).all()]).float()
         if trainer.world_size > 1:  # a loss may be bad on one process alone, and all have to stop
@@ -163,7 +163,7 @@ class Health(L.Callback):
         if self._probe is None:
             return
         squares, self._probe = torch.stack(self._probe.squares()), None
-        if _is_sharded(trainer):
+        if is_sharded(trainer):
             dist.all_reduce(squares)
         groups = trainer.optimizers[0].param_groups
         for (name, rate), group, change, size in zip(self._rates.items(), groups, *squares.tolist(), strict=True):
@@ -240,7 +240,7 @@ class Health(L.Callback):
         raise RunError(next(text for text in gather([told]) if text))  # the file is written before any process ends
 
     def _compute_again(self, trainer: L.Trainer, task: L.LightningModule, step: Step) -> Finding:
-        if _is_sharded(trainer):
+        if is_sharded(trainer):
             bad_ids = bad_batch.bad_inputs(step.batch)
             return Finding("in weights split over processes the module is not looked for", False, bad_ids, math.nan)
         guard = getattr(task, "guard", None)
@@ -279,10 +279,6 @@ class Health(L.Callback):
 
 def _name(group: dict[str, Any], number: int) -> str:
     return group.get("name", str(number))
-
-
-def _is_sharded(trainer: L.Trainer) -> bool:
-    return isinstance(trainer.strategy, FSDPStrategy)
 
 
 def _is_in_files(trainer: L.Trainer, step: Step, bad_ids: list[str]) -> bool:

@@ -8,6 +8,8 @@ import lightning as L
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from audiolab.training.sharding import is_sharded
+
 
 def gather(values: list[Any]) -> list[Any]:
     """Concatenate the lists of all processes, in rank order; every process gets the whole.
@@ -27,16 +29,18 @@ class InStep(L.Callback):
 
     DDP hands out rank 0's buffers (running statistics of batch norm) with the first batch of a validation, which a
     process without utterances never sees: the others would wait for it. Here they are handed out before, once the
-    weights to judge, a moving average perhaps, are in place.
+    weights to judge, a moving average perhaps, are in place. FSDP leaves each process its own, of which rank 0's count,
+    as in DDP.
     """
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give every process the buffers of rank 0."""
         model = trainer.strategy.model
-        if isinstance(model, DistributedDataParallel):
+        if isinstance(model, DistributedDataParallel) or is_sharded(trainer):
             for buffer in pl_module.buffers():
                 dist.broadcast(shared := buffer.contiguous(), 0)
                 buffer.copy_(shared)
+        if isinstance(model, DistributedDataParallel):
             model.require_forward_param_sync = False
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -14,6 +14,8 @@ from audiolab.errors import InputError
 from audiolab.training.randomness import item_generator
 
 Draw = tuple[int, int]
+FILLER = -1
+"""In place of the epoch of a draw: an item that only keeps the processes in step, and counts for nothing."""
 
 
 class TrainBatches(Sampler[list[Draw]]):
@@ -62,20 +64,26 @@ class EvalBatches(Sampler[list[Draw]]):
     """Every item exactly once over all processes: rank r takes range(r, N, world), nothing is padded or repeated.
 
     A process without items gets an empty batch: Lightning would leave the evaluation out there, and the others wait.
+    With `equal` all processes have the same number of batches, some of them empty.
 
     >>> list(EvalBatches(num_items=5, batch_size=2, rank=1, world_size=2))
     [[(0, 1), (0, 3)]]
     >>> list(EvalBatches(num_items=1, batch_size=2, rank=1, world_size=2))
     [[]]
+    >>> list(EvalBatches(num_items=3, batch_size=1, rank=1, world_size=2, equal=True))
+    [[(0, 1)], []]
     """
 
-    def __init__(self, num_items: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, num_items: int, batch_size: int, rank: int = 0, world_size: int = 1, *, equal: bool = False
+    ) -> None:
         self.items = range(rank, num_items, world_size)
         self.batch_size = batch_size
+        self.most = -(-num_items // world_size) if equal else len(self.items)
 
     def __len__(self) -> int:
-        return max(1, -(-len(self.items) // self.batch_size))
+        return max(1, -(-self.most // self.batch_size))
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        for first in range(0, max(1, len(self.items)), self.batch_size):
+        for first in range(0, max(1, self.most), self.batch_size):
             yield [(0, item) for item in self.items[first : first + self.batch_size]]

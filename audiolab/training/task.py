@@ -19,6 +19,7 @@ from audiolab.audio.recording import Recording
 from audiolab.errors import InputError
 from audiolab.training.memory import MemoryGuard
 from audiolab.training.optim import Optimization
+from audiolab.training.sharding import Sharded, shard
 
 Batch = dict[str, Any]
 
@@ -188,6 +189,11 @@ class Task(L.LightningModule, ABC):
         return self.guard.each(self.rows, batch) if self.guard else self.rows(batch)
 
     test_step = validation_step
+
+    def configure_model(self) -> None:
+        """Split the weights over the processes, where the trainer's strategy says so."""
+        if isinstance(self.trainer.strategy, Sharded):
+            shard(self, self.trainer.strategy.device_mesh)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build optimiser and schedule for the steps that Lightning expects."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from audiolab.errors import InputError, RunError
 from audiolab.training.checkpoints import read_checkpoint
+from audiolab.training.sharding import load_state
 
 _SHARED = "shared"  # metadata: {name: the name under which the same tensor is stored}
 _SHOWN = 3  # names of a list
@@ -101,7 +102,7 @@ def load_weights(module: nn.Module, path: Path, weights: Mapping[str, Tensor] | 
             f"{path} holds weights of another model: {', '.join(facts)} among {len(own)} names; "
             "give the checkpoint that belongs to this run's config.yaml"
         )
-    module.load_state_dict(weights)
+    load_state(module, weights)
 
 
 def start_from(
