@@ -49,3 +49,38 @@ def wait(folder: str) -> None:
     """Say that this process is there, then do nothing for a minute."""
     answer(folder)
     time.sleep(60)
+
+
+def split_weights() -> list[tuple[float, float, bool]]:
+    """Split a network; return which share of weights and gradients each process has, and whether whole ones load."""
+    import torch
+    from torch import distributed, nn
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from audiolab.training.gradients import gradients_of
+    from audiolab.training.processes import gather
+    from audiolab.training.sharding import load_state, local, shard
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3))
+            self.head = nn.Linear(4, 2)
+
+        def loss(self, x_bd: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x_bd = layer(x_bd)
+            return self.head(x_bd).square().mean()
+
+        rows = loss
+
+    distributed.init_process_group("gloo")
+    network = Network()
+    total = sum(parameter.numel() for parameter in network.parameters())
+    shard(network, init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",)))
+    shard(network, init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",)))  # as for a second evaluation
+    network.loss(torch.ones(2, 4)).backward()
+    load_state(network, {name: torch.full(value.shape, 3.0) for name, value in network.state_dict().items()})
+    shares = [local(parameter) for parameter in network.parameters()], gradients_of(network.parameters())
+    weights, gradients = (sum(part.numel() for part in parts) / total for parts in shares)
+    return gather([(weights, gradients, all(bool((local(p) == 3).all()) for p in network.parameters()))])

@@ -51,18 +51,14 @@ def refuse(config: Mapping[str, Any]) -> None:
         raise InputError(f"trainer.strategy={strategy} is not there: a model is split over devices by trainer=fsdp")
     if strategy != NAME:
         return
-    averages = [
-        f"callbacks.{name}"
-        for name, section in (config["callbacks"] or {}).items()
-        if section["_target_"].rpartition(".")[2] in _AVERAGES
-    ]
-    wrong = [f"{name}, which averages whole weights" for name in averages]
+    for name, section in (config["callbacks"] or {}).items():
+        if section["_target_"].rpartition(".")[2] in _AVERAGES:
+            what = f"callbacks.{name}, which averages whole weights"
+            raise InputError(f"trainer.strategy={NAME} does not go with {what}: use callbacks=default, or trainer=ddp")
     if config["data"].get("feature_cache"):
-        wrong.append("data.feature_cache, which each process fills by itself")
+        raise InputError(f"trainer.strategy={NAME} does not go with data.feature_cache: set it to null, or trainer=ddp")
     if config["trainer"].get("sync_batchnorm"):
-        wrong.append("trainer.sync_batchnorm=true")
-    if wrong:
-        raise InputError(f"trainer.strategy={NAME} does not go with {wrong[0]}: leave it out, or use trainer=ddp")
+        raise InputError(f"trainer.strategy={NAME} does not go with trainer.sync_batchnorm=true: leave it out")
 
 
 def trainer_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,14 +75,10 @@ def is_sharded(trainer: L.Trainer) -> bool:
 
 
 def shard(task: L.LightningModule, mesh: DeviceMesh) -> None:
-    """Split each repeated block of a task, then what is left of it; once is enough.
-
-    A block is a member of a ModuleList, not in another block, that has parameters in modules of its own: of those that
-    are a single layer others may use the weights directly, outside its `forward`.
-    """
+    """Split each repeated block of a task, then what is left of it; once is enough."""
     if isinstance(task, FSDPModule):
         return
-    for block in _blocks(task):
+    for block in blocks(task):
         fully_shard(block, mesh=mesh)
     fully_shard(task, mesh=mesh)
     for method in ("loss", "rows"):
@@ -94,15 +86,22 @@ def shard(task: L.LightningModule, mesh: DeviceMesh) -> None:
     _keep_all_layers(task)
 
 
-def _blocks(module: nn.Module) -> list[nn.Module]:
-    blocks = []
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a module that are split one by one: what is in no block counts as one more.
+
+    A block is a member of a ModuleList, not within another block, that has modules of its own and weights. Of a single
+    layer others may use the weights directly, outside its `forward`, where they are not put together.
+
+    >>> blocks(nn.Sequential(nn.ModuleList([nn.Sequential(nn.Linear(1, 1)), nn.Linear(1, 1)])))
+    [Sequential(
+      (0): Linear(in_features=1, out_features=1, bias=True)
+    )]
+    """
+    found = []
     for child in module.children():
-        members = list(child.children()) if isinstance(child, nn.ModuleList) else []
-        own = [block for block in members if list(block.children()) and any(True for _ in block.parameters())]
-        blocks += own
-        rest = [member for member in members if member not in own] if members else [child]
-        blocks += [block for other in rest for block in _blocks(other)]
-    return blocks
+        is_block = isinstance(module, nn.ModuleList) and any(child.children()) and any(True for _ in child.parameters())
+        found += [child] if is_block else blocks(child)
+    return found
 
 
 def _keep_all_layers(task: nn.Module) -> None:
