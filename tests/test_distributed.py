@@ -356,7 +356,6 @@ def test_a_sweep_as_slurm_jobs_of_two_processes_each(tiny_la: Path, tmp_path: Pa
 
 def test_what_does_not_go_with_several_processes_is_refused():
     for overrides, expected in (
-        (["trainer=ddp", "trainer.strategy=fsdp"], "trainer.strategy=fsdp does not go with evaluation"),
         ([*TWO, "trainer.sync_batchnorm=true"], "needs GPUs"),
         (["hydra/launcher=slurm"], "add -m, also for a single job"),
     ):

@@ -137,7 +137,10 @@ def test_with_a_moving_average_what_was_judged_is_averaged(tmp_path: Path):
 def test_a_file_is_kept_until_the_last_checkpoint_no_longer_counts_on_it(tmp_path: Path):
     """Killed after a validation and before `last.ckpt`, a run goes on from a list that still names the older file."""
     top = TopKAverage(tmp_path, keep=1, monitor="dev/eer", mode="min")
-    strategy = SimpleNamespace(save_checkpoint=lambda checkpoint, path: torch.save(checkpoint, path))
+    strategy = SimpleNamespace(
+        save_checkpoint=lambda checkpoint, path: torch.save(checkpoint, path),
+        lightning_module_state_dict=nn.Linear(1, 1).state_dict,
+    )
     state = SimpleNamespace(fn=TrainerFn.FITTING)
     trainer = SimpleNamespace(strategy=strategy, callbacks=[], is_global_zero=True, state=state)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from audiolab.errors import InputError
 from audiolab.training.batch_norm import has_batch_norm, reestimate_batch_norm
 from audiolab.training.checkpoints import read_checkpoint
+from audiolab.training.sharding import load_state
 
 AVERAGE = "average.ckpt"
 
@@ -116,12 +117,13 @@ class TopKAverage(L.Callback):
             return
         trainer.strategy.barrier("the checkpoints to average are written")
         rank_zero_info(f"averaging the weights after steps {', '.join(str(step) for _, step in self.kept)}")
-        in_training = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
         average = mean_weights([read_checkpoint(self._path(step))["state_dict"] for _, step in self.kept])
         if has_batch_norm(pl_module):
-            pl_module.load_state_dict(average)
+            in_training = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
+            load_state(pl_module, average)
             reestimate_batch_norm(trainer, pl_module)
-            average = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
+            whole = trainer.strategy.lightning_module_state_dict()
+            average = {name: value.detach().cpu().clone() for name, value in whole.items()}
             pl_module.load_state_dict(in_training)
         trainer.strategy.save_checkpoint({"state_dict": average, **self.state_dict()}, self.folder / AVERAGE)
 
@@ -141,7 +143,7 @@ class TopKAverage(L.Callback):
 
 def _judged_weights(trainer: L.Trainer, task: L.LightningModule) -> dict[str, Any]:
     """Return the weights as a checkpoint would hold them: a moving average puts its own in their place."""
-    checkpoint: dict[str, Any] = {"state_dict": task.state_dict()}
+    checkpoint: dict[str, Any] = {"state_dict": trainer.strategy.lightning_module_state_dict()}
     for callback in trainer.callbacks:
         if isinstance(callback, WeightAveraging):
             callback.on_save_checkpoint(trainer, task, checkpoint)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 NAME = "fsdp"
 """The value of trainer.strategy."""
 _MESH = "data_parallel"
-_AVERAGES = ("MovingAverage", "TopKAverage")
+_MOVING = "MovingAverage"
 
 
 class Sharded(ModelParallelStrategy):
@@ -52,9 +52,10 @@ def refuse(config: Mapping[str, Any]) -> None:
     if strategy != NAME:
         return
     for name, section in (config["callbacks"] or {}).items():
-        if section["_target_"].rpartition(".")[2] in _AVERAGES:
-            what = f"callbacks.{name}, which averages whole weights"
-            raise InputError(f"trainer.strategy={NAME} does not go with {what}: use callbacks=default, or trainer=ddp")
+        if section["_target_"].rpartition(".")[2] == _MOVING:
+            what = f"callbacks.{name}, which keeps whole weights"
+            other = "callbacks=default or callbacks=topk_average"
+            raise InputError(f"trainer.strategy={NAME} does not go with {what}: use {other}, or trainer=ddp")
     if config["data"].get("feature_cache"):
         raise InputError(f"trainer.strategy={NAME} does not go with data.feature_cache: set it to null, or trainer=ddp")
     if config["trainer"].get("sync_batchnorm"):
