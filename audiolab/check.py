@@ -70,7 +70,7 @@ def check(config: dict[str, Any], *, quick: bool = False, plots: str | Path | No
     What one check finds wrong does not keep the others from being made. `plots` is a folder for `corpus.png`. Raises
     InputError only for options that no class has.
     """
-    from audiolab import engine
+    from audiolab import assemble
     from audiolab.cluster import num_processes
     from audiolab.preflight import quick as shared
     from audiolab.preflight.findings import Finding, Report
@@ -80,11 +80,11 @@ def check(config: dict[str, Any], *, quick: bool = False, plots: str | Path | No
     from audiolab.preflight.pretrained import check_pretrained, pretrained_options
     from audiolab.training.footprint import footprint, num_averages
 
-    engine.check(config)
+    assemble.check(config)
     num, machine = num_processes(config["trainer"]), this_machine()
     faults = _Faults()
     with faults:
-        engine.make_trainer(config, logger=False, enable_checkpointing=False)
+        assemble.make_trainer(config, logger=False, enable_checkpointing=False)
     task, data = _built(config, faults)
     sets: dict[str, pd.DataFrame] = {}
     prepared: list[Finding] = []
@@ -96,7 +96,7 @@ def check(config: dict[str, Any], *, quick: bool = False, plots: str | Path | No
                     sets[name] = data.listing(name)
         if task is not None:
             with faults, _no_warnings_of("audiolab.audio.io"):  # which would name each missing file
-                engine.check_together(config, task, data)
+                assemble.check_together(config, task, data)
 
     needs = None if task is None else footprint(task, num_averages(config["callbacks"] or {}))
     item_mb, steps = (None, []) if quick or task is None or "train" not in sets else _step(task, data)
@@ -155,19 +155,19 @@ def _no_warnings_of(name: str) -> Iterator[None]:
 
 def _built(config: dict[str, Any], faults: _Faults) -> tuple[Task | None, SpeechData | None]:
     """The task without pretrained weights, and the data as if every file may be missing: they are counted later."""
-    from audiolab import engine
+    from audiolab import assemble
     from audiolab.fine_tuning import start
     from audiolab.preflight.pretrained import pretrained_options
 
     task = data = None
     with faults:
-        bare = engine.without_pretrained(config["model"])
+        bare = assemble.without_pretrained(config["model"])
         if not list(pretrained_options(bare)):  # else its size is known only from the weights, which stay unread
-            task = engine.build_task({**config, "model": bare})
+            task = assemble.build_task({**config, "model": bare})
             start(task, config)
     with faults:
         lenient = {**config["data"], "on_bad_audio": "skip", "max_bad_audio": 10**9}
-        data = engine.build_data({**config, "data": lenient})
+        data = assemble.build_data({**config, "data": lenient})
     return task, data
 
 

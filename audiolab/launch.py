@@ -22,18 +22,18 @@ def launch(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
 
     A run that is finished already is only reported; one that was begun goes on. With `plan` nothing is written.
     """
-    from audiolab import engine
+    from audiolab import assemble, engine
     from audiolab.folder import RunFolder
     from audiolab.preflight.quick import before_run
     from audiolab.training.preemption import Preemption
 
-    engine.check(config)
+    assemble.check(config)
     if config["plan"]:
         engine.plan(config)
         return None
     num = num_processes(config["trainer"])
     with Preemption(Path(config["outputs"]) / config["task"] / config["name"]):
-        data, task = engine.prepare(config)
+        data, task = assemble.prepare(config)
         if rank() == 0:
             before_run(config, data, task, num)
     return resume(RunFolder.create(config) if rank() == 0 else RunFolder.join(config))
@@ -41,12 +41,12 @@ def launch(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
 
 def resume(run: RunFolder) -> dict[str, dict[str, float]]:
     """Train and evaluate what is left of a run."""
-    from audiolab import engine
+    from audiolab import assemble, engine
     from audiolab.lock import locked
     from audiolab.results import report
 
     run.require_whole_config()
-    engine.check(run.config)  # it may have been edited by hand
+    assemble.check(run.config)  # it may have been edited by hand
     results = run.results
     if results is None:
         go_on = f"to go on: python -m audiolab.resume {run.path}"

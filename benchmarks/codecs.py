@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from audiolab import config, engine
+from audiolab import assemble, config
 from audiolab.augment.codecs import CODECS, FAMILIES, round_trip
 from audiolab.errors import InputError
 
@@ -52,7 +52,7 @@ def milliseconds(call: Callable[[], object], repeats: int, clock: Callable[[], f
 def step_of(model: str, waves: torch.Tensor) -> Callable[[], None]:
     """Forward and backward pass of a model on a batch."""
     composed = config.compose_run(["task=asvspoof", f"model={model}"], "benchmark")
-    task = engine.build_task(composed).train()
+    task = assemble.build_task(composed).train()
     batch = {"wave": waves, "label": torch.arange(len(waves)) % 2, "id": [str(row) for row in range(len(waves))]}
 
     def step() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from audiolab import config, engine
+from audiolab import assemble, config
 from audiolab.training.feature_cache import FeatureCache, refuse_cache
 from audiolab.training.position import Position
 
@@ -85,15 +85,15 @@ def _epochs(root: Path, cache: Path | None, encoder: str, num_epochs: int) -> Ep
         "trainer.accelerator=cpu",
     ]
     composed = config.compose_run(options, "cache")
-    engine.check(composed)
-    data, task = engine.build_data(composed), engine.build_task(composed)
+    assemble.check(composed)
+    data, task = assemble.build_data(composed), assemble.build_task(composed)
     data.setup("fit")
     if data.feature_cache:
         refuse_cache(data, task)
     data.val_sets = []  # training epochs only
     clock = EpochClock()
     bare = {"limit_val_batches": 0, "logger": False, "enable_checkpointing": False}
-    trainer = engine.make_trainer(composed, callbacks=[FeatureCache(), Position(composed["seed"]), clock], **bare)
+    trainer = assemble.make_trainer(composed, callbacks=[FeatureCache(), Position(composed["seed"]), clock], **bare)
     trainer.fit(task, data)
     return clock
 

@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from audiolab import config, engine
+from audiolab import assemble, config
 from audiolab.build import build
 
 VARIANTS = {
@@ -43,9 +43,9 @@ def main() -> None:
         *VARIANTS[arguments.variant],
     ]
     composed = config.compose_run(options, "step")
-    engine.check(composed)
+    assemble.check(composed)
     before_mib = _peak_mib(device)
-    task = engine.build_task(composed).to(device).train()
+    task = assemble.build_task(composed).to(device).train()
     total = sum(p.numel() for p in task.model.parameters())
     trainable = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     threads = torch.get_num_threads()

@@ -18,7 +18,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from audiolab import engine
+from audiolab import assemble
 from audiolab.config import compose_run
 from audiolab.training.health import Health
 from audiolab.training.position import Position
@@ -100,13 +100,13 @@ def main(steps: int) -> None:
     print(f"{steps} steps, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}")
     for label, options in MODELS.items():
         config = compose_run([*options, "trainer=auto", "trainer.max_epochs=1"], "bench")
-        task = engine.build_task(config)
+        task = assemble.build_task(config)
         section = {key: value for key, value in config["callbacks"]["health"].items() if key != "_target_"}
         health = Timed(**section)
         clock = Clock(health)
         data = Batches(config["data"]["batch_size"], config["data"]["crop_samples"], steps + WARM_UP)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = engine.make_trainer(
+            trainer = assemble.make_trainer(
                 config,
                 [Position(0), health, clock],
                 logger=False,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from audiolab import config, engine
+from audiolab import assemble, config
 from audiolab.preflight.contents import examine_contents
 from audiolab.preflight.files import FactsCache, read_files
 from audiolab.preflight.lists import examine_lists
@@ -33,7 +33,7 @@ def main() -> None:
     root = arguments.root.resolve()
     composed = config.compose_run(["task=asvspoof", "data=asvspoof/la2019", f"data.root={root}"], "x")
     composed["outputs"] = tempfile.gettempdir()
-    data, task = engine.prepare(composed)
+    data, task = assemble.prepare(composed)
     paths = [path for name in data.listed_sets for path in data.listing(name)["file"]]
     with tempfile.TemporaryDirectory() as folder:
         with FactsCache(Path(folder) / "facts.sqlite") as cache:

@@ -17,7 +17,7 @@ import lightning as L
 from lightning.pytorch.profilers import SimpleProfiler
 from rich.table import Table
 
-from audiolab import engine
+from audiolab import assemble
 from audiolab.config import compose_run
 from audiolab.folder import RunFolder
 from audiolab.reporting.tables import console
@@ -45,9 +45,9 @@ def main(overrides: list[str]) -> None:
     base = ["experiment=asvspoof/la_mini", f"trainer.max_epochs={EPOCHS}", "trainer.check_val_every_n_epoch=100"]
     with tempfile.TemporaryDirectory() as outputs:
         config = compose_run([*base, f"outputs={outputs}", *overrides], "profile")
-        data, task = engine.prepare(config)
+        data, task = assemble.prepare(config)
         run = RunFolder.create(config)
-        trainer = engine.build_trainer(config, run.path, run, training=True)
+        trainer = assemble.build_trainer(config, run.path, run, training=True)
         trainer.profiler = SimpleProfiler()
         clock = Clock()
         trainer.callbacks.insert(0, clock)

@@ -22,8 +22,8 @@ from conftest_corpus import (
     make_tiny_la2021,
 )
 
+from audiolab import assemble, run, test
 from audiolab import config as conf
-from audiolab import engine, run, test
 from audiolab.errors import InputError
 from audiolab.metrics.spoofing import PUBLISHED_ASV_RATES, asv_table, compute_eer
 from audiolab.reporting.scores import read_scores
@@ -38,8 +38,8 @@ SMALL = ["data.batch_size=4", "data.crop_samples=8000", "data.eval_samples=8000"
 def data_of(*overrides: str) -> SpoofingData:
     """Build the DataModule that a command line gives."""
     config = conf.compose_run(["task=asvspoof", *overrides, *SMALL], "x")
-    engine.check(config)
-    return engine.build_data(config)
+    assemble.check(config)
+    return assemble.build_data(config)
 
 
 @pytest.fixture(scope="module")

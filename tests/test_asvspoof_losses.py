@@ -197,10 +197,10 @@ def test_losses_on_the_embedding_have_a_parameter_group_and_leave_the_classifier
     ],
 )
 def test_values_and_pairs_that_cannot_work(overrides: list[str], expected: str):
-    from audiolab import engine
+    from audiolab import assemble
 
     with pytest.raises(InputError, match=expected):
-        engine.build_task(config.compose_run(["task=asvspoof", *overrides], "x"))
+        assemble.build_task(config.compose_run(["task=asvspoof", *overrides], "x"))
 
 
 def test_the_seeds_score_is_the_bona_fide_logit():

@@ -10,7 +10,7 @@ import torch
 from asvspoof_models import assert_close, count, dual, sinc_only, tiny_bimamba, tiny_sinc, tiny_ssl, tone_batch
 from torch.nn import functional as F
 
-from audiolab import build, config, engine
+from audiolab import assemble, build, config
 from audiolab.errors import InputError
 from audiolab.tasks.asvspoof.mhfa import MHFA
 from audiolab.tasks.asvspoof.model import Detector
@@ -27,7 +27,7 @@ LORA_OPTIONS = [f"{SSL}.freeze_layers=all", f"{SSL}.lora={{r:8,alpha:32,dropout:
 
 def from_yaml(name, *overrides, device="cpu"):
     composed = config.compose_run(["task=asvspoof", f"model=asvspoof/{name}", *overrides], "x")
-    engine.check(composed)
+    assemble.check(composed)
     with torch.device(device):
         return build.build(composed["model"])
 

@@ -12,7 +12,7 @@ import torch
 from conftest_corpus import corpus
 from conftest_speech import la_mini_speech
 
-from audiolab import build, config, engine, run
+from audiolab import assemble, build, config, run
 from audiolab.augment.chain import Chain
 from audiolab.augment.codec_augment import CodecAugment
 from audiolab.augment.noise import NoiseAugment
@@ -151,7 +151,7 @@ def test_a_run_records_every_item_and_each_can_be_made_again(tiny_la: Path, tmp_
     assert {record["epoch"] for record in records} == {0, 1}
     codecs = {step["codec"] for record in records for step in record["steps"] if step["step"] == "codec"}
     assert "none" in codecs and len(codecs) > 4
-    data = engine.build_data(folder.config)
+    data = assemble.build_data(folder.config)
     data.setup("fit")
     train = data.utterances("train")
     train.seed = data.seed

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from audiolab import build, config, engine
+from audiolab import assemble, build, config
 from audiolab.errors import InputError
 from audiolab.run import main
 
@@ -61,7 +61,7 @@ def test_a_slip_is_answered_with_the_nearest_valid_name(overrides: list[str], ex
 )
 def test_sections_are_checked_against_the_classes_they_build(overrides: list[str], expected: str):
     with pytest.raises(InputError, match=expected.replace("(", r"\(")):
-        engine.check(config.compose_run(["task=asvspoof", *overrides], "x"))
+        assemble.check(config.compose_run(["task=asvspoof", *overrides], "x"))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_values_that_cannot_work_are_refused_before_anything_is_written(
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_recipe_composes_and_fits_its_classes(experiment: str):
     overrides = [f"experiment={experiment}", "data.root=/corpus"]
-    engine.check(config.compose_run(overrides, "x"))
+    assemble.check(config.compose_run(overrides, "x"))
     header = (CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
     for word in ("# ", "machine", "command"):
         assert word in header.lower()
@@ -122,7 +122,7 @@ def test_every_keyword_of_a_class_appears_in_its_yaml(section: str, name: str):
     import inspect
 
     composed = config.compose_run([f"task={name.split('/')[0]}", f"{section}={name}"], "x")
-    engine.check(composed)
+    assemble.check(composed)
 
     def compare(section: object, where: str) -> None:
         if not isinstance(section, dict):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from audiolab import config, engine, run
+from audiolab import assemble, config, engine, run
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
 from audiolab.tasks.asvspoof.ssl import SSLStream
@@ -81,7 +81,7 @@ def test_what_would_make_the_cache_wrong_is_refused(overrides: list[str], expect
 def test_another_encoder_or_level_has_other_entries(tiny_la: Path):
     def task(*overrides: str):
         composed = config.compose_run([*FROZEN, f"data.root={tiny_la}", *overrides], "x")
-        return engine.build_task(composed)
+        return assemble.build_task(composed)
 
     assert task().encoder_name() == task().encoder_name()
     names = [task(*o).encoder_name() for o in ([], ["seed=1"], ["module.level_dbfs=-20"])]

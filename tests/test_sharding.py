@@ -19,7 +19,7 @@ from test_run import ROOT, options, weights
 from torch import nn
 
 from audiolab import config, resume, run, test
-from audiolab.engine import check, make_trainer
+from audiolab.assemble import check, make_trainer
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
 from audiolab.processes import on_processes

@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_run import command, options
 
-from audiolab import engine
+from audiolab import assemble
 from audiolab.config import compose_run
 from audiolab.folder import RunFolder
 from audiolab.tasks.asvspoof.trials import SpoofingTrials
@@ -298,8 +298,8 @@ def test_a_real_run_logs_what_an_independent_count_finds(
     more += ["callbacks.throughput.line_every_minutes=0", "data.in_memory=false"]
     config = compose_run(options(tiny_la, tmp_path, *more), "run")
     run = RunFolder.create(config)
-    data, task = engine.prepare(config)
-    trainer, independent = engine.build_trainer(config, run.path, run, training=True), Independent()
+    data, task = assemble.prepare(config)
+    trainer, independent = assemble.build_trainer(config, run.path, run, training=True), Independent()
     trainer.callbacks.append(independent)
     trainer.fit(task, data)
 

@@ -21,7 +21,7 @@ from test_run import options
 from torch import nn
 
 import audiolab
-from audiolab import config, engine, launch, run
+from audiolab import assemble, config, launch, run
 from audiolab.errors import InputError, RunError
 from audiolab.folder import RunFolder
 from audiolab.tasks.asvspoof.aasist import AASIST
@@ -196,7 +196,7 @@ def test_a_run_starts_from_another_and_goes_on_without_it(
     argv += ["init.allow_missing=[criterion.]", "callbacks=ema"]
     weights = read_weights(source / "checkpoints/best.ckpt")
     shared = [name for name in weights if not name.startswith("criterion.")]
-    task, said = engine.begin_task(config.compose_run(argv, "second"))
+    task, said = assemble.begin_task(config.compose_run(argv, "second"))
     assert f"{len(shared)} of {len(task.state_dict())} names start from {source}/checkpoints/best.ckpt" in said
     assert "1 keep their own start: criterion.centre" in said.replace("center", "centre")
     assert all(torch.equal(task.state_dict()[name], weights[name]) for name in shared)
@@ -238,7 +238,7 @@ def test_pretrained_weights_that_would_be_replaced_are_not_read(finished: Path, 
     assert run.main(again(finished, tmp_path, "name=a", *tiny)) == 0
     shutil.rmtree(tmp_path / "encoder")
     argv = again(finished, tmp_path, "name=b", *tiny, f"init.weights={tmp_path / 'out/asvspoof/a'}")
-    task, _ = engine.begin_task(config.compose_run(argv, "b"))
+    task, _ = assemble.begin_task(config.compose_run(argv, "b"))
     best = read_weights(RunFolder.open(tmp_path / "out/asvspoof/a").best_checkpoint)
     assert all(torch.equal(value, best[name]) for name, value in task.state_dict().items())
 
