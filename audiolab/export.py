@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from audiolab.command import run_command
 from audiolab.errors import InputError, RunError
-from audiolab.score import check_writable
+from audiolab.reporting.scores import check_writable
 
 if TYPE_CHECKING:
     from audiolab.folder import RunFolder

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from audiolab.cluster import rank
+from audiolab.errors import Preempted
+
+
+class _File(logging.FileHandler):
+    """A log file that says nothing of its own troubles: on a full disk the run has a sentence for it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Let a line go that the disk does not take."""
 
 
 class log_to:  # noqa: N801 - reads as a verb where it is used
@@ -15,7 +24,7 @@ class log_to:  # noqa: N801 - reads as a verb where it is used
     """
 
     def __init__(self, path: Path) -> None:
-        self.file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        self.file = _File(path, encoding="utf-8", errors="backslashreplace")
         self.file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.handler = self.file if rank() == 0 else logging.NullHandler()
         self.loggers = [logging.getLogger(name) for name in ("audiolab", "lightning", "py.warnings")]
@@ -30,8 +39,11 @@ class log_to:  # noqa: N801 - reads as a verb where it is used
         if exception[1] is not None:
             message = "stopped" if rank() == 0 else f"stopped (process {rank()})"
             facts = {"name": "audiolab", "levelname": "ERROR", "msg": message, "exc_info": exception}
+            if isinstance(exception[1], KeyboardInterrupt | Preempted):  # on purpose: where it was does not matter
+                facts |= {"levelname": "INFO", "msg": f"{message}: {exception[1] or 'Ctrl-C'}", "exc_info": None}
             self.file.handle(logging.makeLogRecord(facts))  # to the file only: the terminal gets it anyway
         for logger in self.loggers:
             logger.removeHandler(self.handler)
-        self.file.close()
+        with suppress(OSError):  # what it still holds does not fit on a full disk
+            self.file.close()
         logging.captureWarnings(False)
