@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -24,7 +23,7 @@ from multiprocessing import connection, get_context, set_start_method
 from multiprocessing.connection import Connection
 from typing import Any
 
-from audiolab.errors import InputError, Preempted, RunError
+from audiolab.errors import InputError, OutOfMemory, Preempted, RunError
 
 GRACE_S = 10.0  # for the other processes to end by themselves after one has failed
 _POLL_S = 0.5
@@ -109,7 +108,7 @@ def _ending(rank: int, child: Any, pipe: Connection) -> Ending | None:
     exit_code = child.exitcode  # before the pipe: what was said before the end is then there
     try:
         if pipe.poll():
-            return Ending(rank, **pickle.loads(pipe.recv_bytes()))
+            return Ending(rank, **pipe.recv())
     except (EOFError, OSError):
         child.join()
         exit_code = child.exitcode
@@ -164,21 +163,26 @@ def _work(
         leave_group()
         said = {"result": result if environment["RANK"] == "0" else None}
     except (InputError, RunError) as error:
-        said = {"error": error}
+        said = {"error": _plain(error)}
     except KeyboardInterrupt:
         said = {"exit_code": _INTERRUPTED}
     except BaseException:
         said = {"trace": traceback.format_exc()}
-    try:
-        words = pickle.dumps(said)
-        pickle.loads(words)
-    except Exception:  # an error with arguments of its own, or a result that is no plain value
-        words = pickle.dumps({"trace": traceback.format_exc()})
     sys.stdout.flush()
-    pipe.send_bytes(words)
+    try:
+        pipe.send(said)
+    except Exception:  # a result that is no plain value
+        said = {"trace": traceback.format_exc()}
+        pipe.send(said)
     pipe.close()
     if "result" not in said:
         os._exit(1)  # no exit handler of a broken process group may hang or abort
+
+
+def _plain(error: InputError | RunError) -> InputError | RunError:
+    """Return an error of ours with its sentence alone, as it can be sent to another process."""
+    kind = next(kind for kind in (Preempted, OutOfMemory, RunError, InputError) if isinstance(error, kind))
+    return kind(str(error))
 
 
 def leave_group() -> None:

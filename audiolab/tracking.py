@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
+from audiolab.cluster import rank
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
 from audiolab.reporting.metrics_file import MetricsFile
@@ -106,7 +107,7 @@ def wandb(
         "config": config,
     }
     begun = None
-    if rank_zero_only.rank == 0:  # other processes log nothing
+    if rank() == 0:  # other processes log nothing; Lightning knows who is who only once there is a Trainer
         begun = _begin_wandb(run.path, mode, connect_timeout_s, upload_timeout_s, **facts)
         begun.define_metric("trainer/global_step")
         begun.define_metric("*", step_metric="trainer/global_step", step_sync=True)

@@ -125,7 +125,7 @@ def test_without_the_option_the_run_stops_with_a_sentence_and_goes_on_with_it(
     for part in (
         "out of memory (asked for 4,194,304.00 GiB) on the CPU (",
         "in epoch 2 of training with 4 utterances at once, wave (4, 8000)",
-        f"python -m audiolab.resume {folder} on_out_of_memory=halve_batch goes on from last.ckpt",
+        f"python -m audiolab.resume {folder} on_out_of_memory=halve_batch goes on from step0000003.ckpt",
         "data.batch_size=2 trainer.accumulate_grad_batches=4, trainer.precision=bf16-mixed or a model",
     ):
         assert part in str(told.value)

@@ -130,10 +130,9 @@ def _load_weights(
     needs_mask_embedding: bool,
     offline: str | None,
 ) -> PreTrainedModel:
-    reading = {"dtype": torch.float32, "output_loading_info": True, "weights_only": True}
-    reading["local_files_only"] = offline is not None
+    reading = {"dtype": torch.float32, "output_loading_info": True, "local_files_only": offline is not None}
     try:
-        loaded: Any = model_class.from_pretrained(pretrained, config=config, **reading)
+        loaded: Any = model_class.from_pretrained(pretrained, config=config, weights_only=True, **reading)
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise _unreadable(pretrained, error, offline) from error
     model, info = loaded
