@@ -280,9 +280,8 @@ def dangers(source: str) -> list[str]:
             wanted = {"weights_only": True}
         bad = any(f".{name}".endswith(f".{call}") for call in FORBIDDEN if call not in ("eval", "exec"))
         bad |= name in ("eval", "exec") or flags.get("trust_remote_code") is True or flags.get("allow_pickle") is True
-        bad |= flags.get("weights_only", True) is not True and not name.endswith(
-            ".save_checkpoint"
-        )  # there: what is kept
+        writes = name.endswith(".save_checkpoint")  # where it says how much is kept
+        bad |= flags.get("weights_only", True) is not True and not writes
         if bad or any(flags.get(flag) is not value for flag, value in wanted.items()):
             found.append(ast.unparse(node))
     return found
