@@ -19,6 +19,7 @@ from audiolab.cluster import cluster_environment, num_processes, started_by_laun
 from audiolab.errors import InputError
 from audiolab.fine_tuning import check_init, start, starting_model
 from audiolab.folder import RunFolder
+from audiolab.preflight.pretrained import refuse_missing
 from audiolab.training import sharding
 from audiolab.training.checkpoint_io import WholeFiles
 from audiolab.training.data import SpeechData
@@ -104,6 +105,7 @@ def build_data(config: dict[str, Any]) -> SpeechData:
 
 def build_task(config: dict[str, Any]) -> Task:
     """Build the LightningModule of a config; weights are drawn from the run's seed."""
+    refuse_missing(config["model"])
     kinds = {"module": Task, "model": torch.nn.Module, "loss": torch.nn.Module, "optimizer": Optimization}
     for name, kind in kinds.items():
         builder.require(config[name], kind, name)

@@ -68,8 +68,9 @@ def train(folder: str) -> dict[str, dict[str, float]]:
             finished = True
         finally:
             close_loggers(trainer.loggers, finished=finished)
+            if trainer.is_global_zero:
+                write_bad_audio(data, run.path)
         if trainer.is_global_zero:
-            write_bad_audio(data, run.path)
             run.finish(results)
     return results
 
@@ -136,10 +137,13 @@ def evaluate_run(
         explained(Path(out), "Then give the same command again."),
         out_of_memory.told(out_of_memory.in_test(config, trainer)),
     ):
-        trainer.test(task, data, verbose=False)
+        try:
+            trainer.test(task, data, verbose=False)
+        finally:
+            if trainer.is_global_zero:
+                write_bad_audio(data, Path(out))
         if trainer.is_global_zero:
             write_results(Path(out), evaluation.results, add=add)
-            write_bad_audio(data, Path(out))
     return evaluation.results
 
 

@@ -15,6 +15,7 @@ from audiolab.cluster import num_processes, rank
 
 if TYPE_CHECKING:
     from audiolab.folder import RunFolder
+    from audiolab.run_log import KeptWarnings
 
 
 def launch(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
@@ -25,6 +26,7 @@ def launch(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
     from audiolab import assemble, engine
     from audiolab.folder import RunFolder
     from audiolab.preflight.quick import before_run
+    from audiolab.run_log import KeptWarnings
     from audiolab.training.preemption import Preemption
 
     assemble.check(config)
@@ -32,15 +34,15 @@ def launch(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
         engine.plan(config)
         return None
     num = num_processes(config["trainer"])
-    with Preemption(Path(config["outputs"]) / config["task"] / config["name"]):
+    with Preemption(Path(config["outputs"]) / config["task"] / config["name"]), KeptWarnings() as before:
         data, task = assemble.prepare(config)
         if rank() == 0:
             before_run(config, data, task, num)
-    return resume(RunFolder.create(config) if rank() == 0 else RunFolder.join(config))
+    return resume(RunFolder.create(config) if rank() == 0 else RunFolder.join(config), before)
 
 
-def resume(run: RunFolder) -> dict[str, dict[str, float]]:
-    """Train and evaluate what is left of a run."""
+def resume(run: RunFolder, before: KeptWarnings | None = None) -> dict[str, dict[str, float]]:
+    """Train and evaluate what is left of a run; its run.log begins with the warnings that were given `before`."""
     from audiolab import assemble, engine
     from audiolab.lock import locked
     from audiolab.results import report
@@ -51,6 +53,8 @@ def resume(run: RunFolder) -> dict[str, dict[str, float]]:
     if results is None:
         go_on = f"to go on: python -m audiolab.resume {run.path}"
         with locked(run.path) if rank() == 0 else nullcontext():
+            if before is not None:
+                before.write_to(run.path / "run.log")
             results = in_processes(engine.train, num_processes(run.config["trainer"]), str(run.path), go_on=go_on)
     elif rank() == 0:
         print(f"{run.path} is finished already: its results follow; choose another name= to run again")

@@ -17,6 +17,31 @@ class _File(logging.FileHandler):
         """Let a line go that the disk does not take."""
 
 
+class KeptWarnings(logging.Handler):
+    """Context: keeps the warnings that are given before there is a run folder, for its run.log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning."""
+        self._records.append(record)
+
+    def __enter__(self) -> KeptWarnings:
+        logging.getLogger("audiolab").addHandler(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        logging.getLogger("audiolab").removeHandler(self)
+
+    def write_to(self, path: Path) -> None:
+        """Write what was kept to the end of a log file."""
+        with log_to(path) as file:
+            for record in self._records:
+                file.handle(record)
+
+
 class log_to:  # noqa: N801 - reads as a verb where it is used
     """Context: log messages and warnings also go to a file; of several processes the first speaks for all.
 
@@ -29,11 +54,12 @@ class log_to:  # noqa: N801 - reads as a verb where it is used
         self.handler = self.file if rank() == 0 else logging.NullHandler()
         self.loggers = [logging.getLogger(name) for name in ("audiolab", "lightning", "py.warnings")]
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> logging.Handler:
         logging.captureWarnings(True)
         for logger in self.loggers:
             logger.setLevel(logging.INFO)
             logger.addHandler(self.handler)
+        return self.handler
 
     def __exit__(self, *exception: object) -> None:
         if exception[1] is not None:

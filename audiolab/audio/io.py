@@ -193,23 +193,24 @@ class BadAudioPolicy:
         """Raise the error, or count its file as skipped and raise `InputError` once there are too many."""
         if self.mode == "raise":
             raise error
-        self._count(error.path, error.reason, str(error))
+        self._count({error.path: error.reason}, str(error))
 
     def add(self, skipped: Mapping[str, str]) -> None:
-        """Count files that other processes skipped, each with its reason; raises as `handle` does."""
-        for path, reason in skipped.items():
-            self._count(path, reason, f"{path} {reason}.")
+        """Count several files, each with its reason; all of them are before it raises as `handle` does."""
+        for path, reason in list(skipped.items())[-1:]:
+            self._count(skipped, f"{path} {reason}.")
 
-    def _count(self, path: str, reason: str, sentence: str) -> None:
-        if path in self.skipped:
-            return
-        self.skipped[path] = reason
-        logger.warning("skipped %s: %s", path, reason)
-        if len(self.skipped) > self.cap:
+    def _count(self, found: Mapping[str, str], last: str) -> None:
+        new = {path: reason for path, reason in found.items() if path not in self.skipped}
+        self.skipped |= new
+        for path, reason in new.items():
+            logger.warning("skipped %s: %s", path, reason)
+        if new and len(self.skipped) > self.cap:
             of = "" if self.num_files is None else f" of {self.num_files}"
             raise InputError(
-                f"{len(self.skipped)}{of} audio files cannot be used and max_bad_audio={self.max_bad_audio:g} allows "
-                f"{self.cap}; the last one: {sentence} Repair or remove them, or raise max_bad_audio."
+                f"{len(self.skipped)}{of} audio files cannot be used and data.max_bad_audio={self.max_bad_audio:g} "
+                f"allows {self.cap}; the last one: {last} Repair or remove them, or allow more: "
+                f"data.max_bad_audio={len(self.skipped)} would do for these."
             )
 
     def write_list(self, path: str | os.PathLike[str]) -> None:

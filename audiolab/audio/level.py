@@ -16,6 +16,7 @@ from audiolab.errors import InputError
 
 Waveform = TypeVar("Waveform", np.ndarray, torch.Tensor)
 
+LOUDEST = 10.0  # float files may exceed full scale, 1.0, somewhat; beyond this theirs is another one
 SILENCE_DBFS = -100.0  # about the quantisation noise of 16 bits (-101 dBFS), so no recording lies below
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from audiolab.audio.level import LOUDEST
 from audiolab.preflight.files import FileFacts
 from audiolab.preflight.findings import Finding
 
@@ -38,7 +39,7 @@ def examine_contents(
 
 
 def check_readable(num_files: int, reasons: Mapping[str, str], num_allowed: int | None) -> Finding:
-    """Judge the files that cannot be used.
+    """Judge the files that cannot be used; a number that would let the run go on without them is part of the remedy.
 
     >>> check_readable(100, {"a.wav": "is empty (0 bytes)"}, None).state
     'problem'
@@ -50,10 +51,10 @@ def check_readable(num_files: int, reasons: Mapping[str, str], num_allowed: int 
     items = tuple(f"{path} {reason}" for path, reason in sorted(reasons.items()))
     found = f"{len(reasons):,} of {num_files:,} cannot be used"
     if num_allowed is None:
-        remedy = "copy them again, or leave them out with data.on_bad_audio=skip"
+        remedy = f"copy them again, or leave them out: data.on_bad_audio=skip data.max_bad_audio={len(reasons)}"
         return Finding(GROUP, "files", "problem", found, remedy, items)
     if len(reasons) > num_allowed:
-        remedy = "copy them again, or allow more with data.max_bad_audio"
+        remedy = f"copy them again, or allow more: data.max_bad_audio={len(reasons)}"
         return Finding(GROUP, "files", "problem", f"{found}, {num_allowed:,} may be left out", remedy, items)
     return Finding(GROUP, "files", "warning", f"{found} and are left out", "copy them again if you can", items)
 
@@ -114,8 +115,14 @@ def _formats(facts: Facts, ids: Mapping[str, str]) -> list[Finding]:
 
 def _levels(facts: Facts, ids: Mapping[str, str]) -> list[Finding]:
     silent = [file for file, fact in facts.items() if fact.peak < SILENT_PEAK]
-    clipped = [file for file, fact in facts.items() if fact.clipped > CLIPPED_SHARE]
+    loud = [file for file, fact in facts.items() if fact.peak > LOUDEST]
+    clipped = [file for file, fact in facts.items() if fact.clipped > CLIPPED_SHARE and fact.peak <= LOUDEST]
     findings = []
+    if loud:
+        items = _named(loud, ids, lambda file: f"peak {facts[file].peak:.3g}")
+        words = f"{len(loud):,} of {len(facts):,} have samples beyond {LOUDEST:g} times full scale"
+        remedy = "write them again with full scale at 1.0, or take them out: they drown all others"
+        findings.append(Finding(GROUP, "level", "problem", words, remedy, items))
     if silent:
         items = _named(silent, ids, lambda file: f"peak {_dbfs(facts[file].peak)}")
         words = f"{len(silent):,} of {len(facts):,} have nothing above {_dbfs(SILENT_PEAK)}"
@@ -125,7 +132,7 @@ def _levels(facts: Facts, ids: Mapping[str, str]) -> list[Finding]:
         words = f"{len(clipped):,} of {len(facts):,} have over {100 * CLIPPED_SHARE:g} % of their samples at full scale"
         findings.append(Finding(GROUP, "clipping", "warning", words, "record them again if you can", items))
     if facts and not findings:
-        findings.append(Finding(GROUP, "level", "ok", "none is silent or clipped"))
+        findings.append(Finding(GROUP, "level", "ok", "none is silent, clipped or beyond full scale"))
     return findings
 
 

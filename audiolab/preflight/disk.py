@@ -27,9 +27,9 @@ def check_disk(folder: Path, needed_mb: float | None, free_mb: float, writable: 
     found = f"checkpoints take up to {size(needed_mb)}, {size(free_mb)} are free in {folder}"
     remedy = "free some, choose another disk with outputs=, or keep fewer checkpoints"
     if free_mb < needed_mb:
-        return Finding(GROUP, "outputs", "problem", found, remedy)
+        return Finding(GROUP, "outputs", "problem", f"{found}, which does not suffice", remedy)
     if free_mb < _TIGHT * needed_mb:
-        return Finding(GROUP, "outputs", "warning", found, remedy)
+        return Finding(GROUP, "outputs", "warning", f"{found}, which leaves little room", remedy)
     return Finding(GROUP, "outputs", "ok", found)
 
 

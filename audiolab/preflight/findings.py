@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
-State = Literal["ok", "warning", "problem"]
-_MARKS = {"ok": ("✓", "green"), "warning": ("⚠", "yellow"), "problem": ("✗", "bold red")}
-_PLAIN_MARKS = {"ok": "+", "warning": "!", "problem": "x"}  # where the terminal cannot show the others
+State = Literal["ok", "untried", "warning", "problem"]
+_MARKS = {"ok": ("✓", "green"), "untried": ("-", "dim"), "warning": ("⚠", "yellow"), "problem": ("✗", "bold red")}
+_PLAIN_MARKS = {"ok": "+", "untried": "-", "warning": "!", "problem": "x"}  # where the terminal cannot show the others
 _ITEMS_SHOWN = 5
 _WIDTH, _WIDEST_NAME = 100, 18
 
@@ -115,8 +116,18 @@ def print_report(report: Report, title: str, terminal: Console) -> None:
                 shown = Text(_PLAIN_MARKS[finding.state] if plain else mark, style=style)
                 table.add_row(shown, finding.check, Group(*_lines(finding)))
         terminal.print(Text(f"\n{group}", style="bold"))
-        terminal.print(Padding(table, (0, 0, 0, 1), expand=False), width=min(terminal.width, _WIDTH))
+        _print_lines(terminal, Padding(table, (0, 0, 0, 1), expand=False), min(terminal.width, _WIDTH))
     terminal.print(Text(f"\n{report.verdict}", style="bold green" if report.ready else "bold red"))
+
+
+def _print_lines(terminal: Console, shown: RenderableType, width: int) -> None:
+    """Print without the blanks that fill up a table's last column."""
+    for line in terminal.render_lines(shown, terminal.options.update(width=width), pad=False):
+        while line and not line[-1].text.strip():
+            line.pop()
+        if line:
+            line[-1] = Segment(line[-1].text.rstrip(), line[-1].style)
+        terminal.print(Segments([*line, Segment.line()]), end="")
 
 
 def _lines(finding: Finding) -> Iterable[RenderableType]:

@@ -11,7 +11,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from audiolab.preflight.findings import Finding, some
+from audiolab.preflight.findings import Finding, State, some
 
 GROUP = "lists"
 RARE = 0.01  # share of a training set below which a class is pointed out
@@ -100,20 +100,20 @@ def _repeated(sets: Mapping[str, pd.DataFrame], column: str, plural: str) -> lis
     """Ids or files that two sets list."""
     shared = _overlaps(sets, lambda listing: set(listing[column]) if column in listing else set())
     remedy = "take them out of one of the sets: what was trained on cannot be judged on"
-    return [
-        Finding(GROUP, plural, "problem", f"{len(found):,} shared by {one} and {other}", remedy, tuple(sorted(found)))
-        for (one, other), found in shared.items()
-    ]
+    return _told(plural, "problem", shared, remedy)
 
 
 def _shared(sets: Mapping[str, pd.DataFrame], column: str) -> list[Finding]:
     remedy = "numbers on that set say nothing about new ones: divide anew, or say so where they are quoted"
-    return [
-        Finding(
-            GROUP, f"{column}s", "warning", f"{len(found):,} shared by {one} and {other}", remedy, tuple(sorted(found))
-        )
-        for (one, other), found in _overlaps(sets, lambda listing: _values(listing, column)).items()
-    ]
+    return _told(f"{column}s", "warning", _overlaps(sets, lambda listing: _values(listing, column)), remedy)
+
+
+def _told(check: str, state: State, shared: Mapping[tuple[str, str], set[str]], remedy: str) -> list[Finding]:
+    """One finding for all pairs of sets."""
+    if not shared:
+        return []
+    words = ", ".join(f"{len(found):,} shared by {one} and {other}" for (one, other), found in shared.items())
+    return [Finding(GROUP, check, state, words, remedy, tuple(sorted(set().union(*shared.values()))))]
 
 
 def _values(listing: pd.DataFrame, column: str) -> set[str]:

@@ -12,6 +12,7 @@ from audiolab.preflight.findings import Finding, size
 GROUP = "machine"
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ def available_mb(cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> float | No
         ]
         found.append((int(limit) - int(used) + int(reclaimable[0] if reclaimable else 0)) / 2**20)
     return min(found, default=None)
+
+
+def resident_mb(status: Path = _STATUS) -> float:
+    """Return the memory that this process takes, in MiB; 0 where the system does not tell."""
+    lines = dict(line.split(":", 1) for line in _text(status).splitlines() if ":" in line)
+    return int(lines["VmRSS"].split()[0]) / 2**10 if "VmRSS" in lines else 0.0
 
 
 def examine_machine(machine: Machine, config: dict[str, Any], num_processes: int) -> list[Finding]:

@@ -19,32 +19,31 @@ def check_memory(
     total_mb: float | None,
     free_mb: float | None,
     device: str,
+    process_mb: float = 0.0,
 ) -> Finding:
     """Compare what training needs with the memory of one device, for the processes that share it.
 
-    `item_mb` are the float32 activations of one item, None: not measured. `shards` is the number of devices that share
-    weights, gradients and optimiser state (FSDP), else 1. Only what cannot fit at all is a problem.
+    `item_mb` are one item and its float32 activations, None: not measured. `shards` is the number of devices that share
+    weights, gradients and optimiser state (FSDP), else 1. `process_mb` is what the process itself takes of this memory
+    besides, where that is known, and is then part of what is free. Only what cannot fit at all is a problem.
 
     >>> needs = Footprint(weights_mb=1000.0, trainable_mb=1000.0, averages_mb=0.0)
-    >>> check_memory(needs, 100.0, 32, "32-true", 1, 80000.0, 79000.0, "GPU").found
-    '8.0 GiB: weights, gradients, optimiser 3.9 GiB, activations of 32 items about 4.1 GiB; 77.1 GiB free on the GPU'
+    >>> print(check_memory(needs, 100.0, 32, "32-true", 1, 80000.0, 79000.0, "GPU").found)
+    about 8.0 GiB or more: weights, gradients, optimiser 3.9 GiB, 32 items and their activations 4.1 GiB; 77.1 GiB free on the GPU
     >>> check_memory(needs, 100.0, 32, "32-true", 1, 6000.0, 5000.0, "GPU").state
     'problem'
-    """
-    exact_mb = footprint.training_mb / shards
-    if item_mb is None:
-        need_mb, words = exact_mb, f"weights, gradients, optimiser {size(exact_mb)}; activations not measured"
-    else:
+    """  # noqa: E501
+    parts = {"this process as it is": process_mb} if process_mb else {}
+    parts["weights, gradients, optimiser"] = exact_mb = footprint.training_mb / shards
+    if item_mb is not None:
         share = _HALF if "16" in precision else 1.0
-        activations_mb = item_mb * batch_size * share * BACKWARD
-        need_mb = exact_mb + activations_mb
-        words = (
-            f"{size(need_mb)}: weights, gradients, optimiser {size(exact_mb)}, "
-            f"activations of {batch_size} items about {size(activations_mb)}"
-        )
+        parts[f"{batch_size} items and their activations"] = item_mb * batch_size * share * BACKWARD
+    need_mb = sum(parts.values())
+    listed = ", ".join(f"{name} {size(mb)}" for name, mb in parts.items())
+    words = f"about {size(need_mb)} or more: {listed}" if item_mb is not None else f"{listed}; a batch was not measured"
     if free_mb is None or total_mb is None:
         return Finding(GROUP, "memory", "ok", words)
-    words += f"; {size(free_mb)} free on the {device}"
+    words += f"; {size(free_mb)} {'for it' if process_mb else 'free'} on the {device}"
     remedy = "give a smaller data.batch_size and as much more trainer.accumulate_grad_batches"
     if exact_mb > total_mb:
         return Finding(GROUP, "memory", "problem", words, "choose a smaller model, freeze more of it, or use FSDP")

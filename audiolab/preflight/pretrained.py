@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from audiolab.errors import InputError
+from audiolab.hub import is_path
 from audiolab.preflight.findings import Finding
 
 GROUP, CHECK = "pretrained", "weights"
 TIMEOUT_S = 5.0
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_REMEDY = "give a local folder with config.json and model.safetensors as {where}, or {where}=null for random weights"
+_FOLDER = "a local folder with config.json and model.safetensors"
 
 
 def pretrained_options(section: Any, where: str = "model") -> Iterator[tuple[str, str]]:
@@ -28,8 +30,20 @@ def pretrained_options(section: Any, where: str = "model") -> Iterator[tuple[str
         yield from pretrained_options(value, f"{where}.{key}")
 
 
-def check_pretrained(where: str, name: str) -> Finding:
-    """Check what an option names without loading it: a file, a folder, or a name on the hub."""
+def refuse_missing(section: Any) -> None:
+    """Raise InputError where an option `pretrained` of a model section names a local path that does not exist."""
+    for where, name in pretrained_options(section):
+        if is_path(name) and not Path(name).expanduser().exists():
+            raise InputError(f"{where}={name} does not exist: {_remedy(where, name)}")
+
+
+def _remedy(where: str, name: str) -> str:
+    what = "a file that is there" if Path(name).suffix in (".pth", ".pt", ".ckpt") else _FOLDER
+    return f"give {what} as {where}, or {where}=null for random weights"
+
+
+def check_pretrained(where: str, name: str, *, ask_hub: bool = True) -> Finding:
+    """Check what an option names without loading it: a file, a folder, or, with `ask_hub`, a name on the hub."""
     path = Path(name).expanduser()
     if path.is_file():
         empty = path.stat().st_size == 0
@@ -39,15 +53,17 @@ def check_pretrained(where: str, name: str) -> Finding:
         )
     if path.is_dir():
         return _folder(where, name, path)
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or path.suffix in (".pth", ".pt", ".ckpt"):
-        return Finding(GROUP, CHECK, "problem", f"{where}: {name} does not exist", _REMEDY.format(where=where))
+    if is_path(name):
+        return Finding(GROUP, CHECK, "problem", f"{where}: {name} does not exist", _remedy(where, name))
+    if not ask_hub:
+        return Finding(GROUP, CHECK, "untried", f"{where}: {name} was not asked for (--quick)")
     return _hub(where, name)
 
 
 def _folder(where: str, name: str, folder: Path) -> Finding:
     found = missing_of(folder)
     if found:
-        return Finding(GROUP, CHECK, "problem", f"{where}: the folder {name} {found}", _REMEDY.format(where=where))
+        return Finding(GROUP, CHECK, "problem", f"{where}: the folder {name} {found}", _remedy(where, name))
     return Finding(GROUP, CHECK, "ok", f"{where}: the folder {name} has config.json and weights")
 
 
@@ -93,13 +109,13 @@ def _hub(where: str, name: str) -> Finding:
         files = HfApi().model_info(name, timeout=TIMEOUT_S, files_metadata=True).siblings or []
     except RepositoryNotFoundError:
         found = f"{where}: the hub has no model {name}, or it is private and no token is set"
-        return Finding(GROUP, CHECK, "problem", found, _REMEDY.format(where=where))
+        return Finding(GROUP, CHECK, "problem", found, _remedy(where, name))
     except Exception as error:  # offline, no route, a time-out: whose classes change with the client's HTTP library
         found = (
             f"{where}: {name} is neither a folder here nor in the local Hugging Face cache, and the hub cannot be "
             f"reached ({type(error).__name__})"
         )
-        return Finding(GROUP, CHECK, "problem", found, _REMEDY.format(where=where))
+        return Finding(GROUP, CHECK, "problem", found, _remedy(where, name))
     sizes = {file.rfilename: file.size or 0 for file in files}
     size = next((sizes[weights] for weights in _WEIGHTS if weights in sizes), 0)
     shown = f" ({size / 2**30:.1f} GiB, downloaded when the run starts)" if size else ""

@@ -11,7 +11,7 @@ from audiolab.nn.mamba import Mamba, scan_backend
 from audiolab.preflight.disk import examine_disk
 from audiolab.preflight.findings import Finding
 from audiolab.preflight.lists import examine_lists
-from audiolab.preflight.machine import Machine, examine_machine, this_machine
+from audiolab.preflight.machine import Machine, examine_machine, resident_mb, this_machine
 from audiolab.preflight.memory import check_memory
 from audiolab.preflight.packages import examine_packages
 from audiolab.training.data import SpeechData
@@ -67,8 +67,10 @@ def memory_finding(
         return check_memory(
             needs, item_mb, batch_size, precision, shards, smallest.total_mb, smallest.free_mb, smallest.name
         )
-    free_mb = None if machine.available_mb is None else machine.available_mb / num_processes
-    return check_memory(needs, item_mb, batch_size, precision, 1, free_mb, free_mb, "machine")
+    own_mb = resident_mb()
+    here_mb = own_mb if num_processes == 1 else 0.0  # of several, none has started yet
+    free_mb = None if machine.available_mb is None else machine.available_mb / num_processes + here_mb
+    return check_memory(needs, item_mb, batch_size, precision, 1, free_mb, free_mb, "machine", own_mb)
 
 
 def wanted_extras(config: dict[str, Any]) -> dict[str, str]:

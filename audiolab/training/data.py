@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from audiolab.audio.io import AudioError, BadAudioPolicy
+from audiolab.audio.level import LOUDEST
 from audiolab.errors import InputError
 from audiolab.training.augmentation_log import AugmentationLog
 from audiolab.training.feature_cache import FeatureStore
@@ -25,6 +27,8 @@ from audiolab.training.processes import gather
 from audiolab.training.randomness import item_generator
 from audiolab.training.sampling import FILLER, Draw, EvalBatches, TrainBatches
 from audiolab.training.sharding import is_sharded
+
+log = logging.getLogger(__name__)
 
 Item = dict[str, Any]
 Augment = Callable[[Tensor, Sequence[np.random.Generator]], Tensor]
@@ -171,6 +175,7 @@ class SpeechData(L.LightningDataModule, ABC):
         self.seed, self.augment = seed, augment
         self.on_bad_audio, self.max_bad_audio = on_bad_audio, max_bad_audio
         self.skipped_ids: set[str] = set()
+        self._loud_ids: set[str] = set()
         self.position = (0, 0)
         self.record_folder: Path | None = None
 
@@ -250,7 +255,24 @@ class SpeechData(L.LightningDataModule, ABC):
                 error = bad.error
                 self.bad_audio.handle(AudioError(f"{self._now(dataloader_idx)}{error}", error.path, error.reason))
                 self.skipped_ids.add(bad.id)
+        if "wave" in batch:
+            self._warn_of_loud(batch["id"], batch["wave"], self._now(dataloader_idx))
         return batch if "id" in batch else None
+
+    def _warn_of_loud(self, ids: list[str], wave: Tensor, now: str) -> None:
+        """Name an utterance, once, whose samples are so large that its file must have another full scale than 1.0."""
+        if not wave.abs().max() > LOUDEST:
+            return
+        peaks = wave.abs().flatten(1).amax(1).tolist()
+        for name, peak in zip(ids, peaks, strict=True):
+            if peak > LOUDEST and name not in self._loud_ids:
+                self._loud_ids.add(name)
+                log.warning(
+                    "%s%s has samples up to %.3g where full scale is 1.0: write its file again, or take it out",
+                    now,
+                    name,
+                    peak,
+                )
 
     def share_bad_audio(self) -> None:
         """Count the unreadable files that all processes have met; each of them has to call this at the same moment."""

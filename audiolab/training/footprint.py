@@ -85,7 +85,7 @@ def num_averages(callbacks: Mapping[str, Mapping[str, Any]]) -> int:
 
 
 def step_memory(task: Task, batch: dict[str, Any]) -> tuple[float, float]:
-    """Run one forward and backward pass; returns the loss, and MiB of what forward keeps for backward.
+    """Run one forward and backward pass; returns the loss, and MiB of the batch and of what forward keeps for backward.
 
     Every storage counts once, the weights not at all; what a checkpointed layer computes again is not seen. Gradients
     are cleared.
@@ -99,6 +99,9 @@ def step_memory(task: Task, batch: dict[str, Any]) -> tuple[float, float]:
             kept[storage.data_ptr()] = (storage.nbytes(), tensor.detach())  # held, so that no address comes twice
         return tensor
 
+    for value in batch.values():
+        if isinstance(value, Tensor):
+            note(value)
     task.train()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss, _ = task.loss(batch)

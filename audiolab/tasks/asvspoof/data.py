@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from audiolab.audio.io import AudioError
 from audiolab.build import check_signature
 from audiolab.errors import InputError
 from audiolab.tasks.asvspoof.asv_scores import facts_of, published_facts
@@ -93,6 +92,7 @@ class SpoofingData(SpeechData):
         self.val_sets, self.test_sets = ["dev"], [self.corpus.test_set]
         self._chosen: list[str] | None = None
         self._sets: dict[str, Utterances] = {}
+        self._checked: set[str] = set()
         self._contexts: dict[str, dict[str, Any]] = {}
 
     @property
@@ -120,7 +120,12 @@ class SpoofingData(SpeechData):
             "validate": self.val_sets,
             "test": self.test_sets,
         }
-        for name in needed.get(stage, []):
+        names = needed.get(stage, [])
+        for name in names:
+            if name not in (*self._sets, CONDITIONS):
+                self._sets[name] = self._trials(name)
+        self._check_files()
+        for name in names:
             self.utterances(name)
             if name != "train":
                 self.context(name)
@@ -138,6 +143,7 @@ class SpoofingData(SpeechData):
         """Return a set, read and checked once."""
         if set_name not in self._sets:
             self._sets[set_name] = self._conditions() if set_name == CONDITIONS else self._trials(set_name)
+            self._check_files()
         return self._sets[set_name]
 
     def faster_loading(self) -> list[str]:
@@ -198,10 +204,7 @@ class SpoofingData(SpeechData):
         training = set_name == "train"
         length = self.crop_samples if training else self.eval_samples
         drawn = training and self.random_crop
-        found = SpoofingTrials(trials, paths, length, random_crop=drawn, in_memory=self.in_memory)
-        self._sets[set_name] = found  # counted among the files from here on
-        self._check_files(found, source)
-        return found
+        return SpoofingTrials(trials, paths, length, random_crop=drawn, in_memory=self.in_memory)
 
     def _conditions(self) -> ConditionTrials:
         plain = self.utterances(self.corpus.test_set)
@@ -251,17 +254,25 @@ class SpoofingData(SpeechData):
                 "mark some trials as dev, or train on a corpus that has one"
             )
 
-    def _check_files(self, trials: SpoofingTrials, source: Path) -> None:
-        missing = missing_files(trials.paths)
+    def _check_files(self) -> None:
+        """Look for the files of the sets that were read since the last time, all before anything is said."""
+        new = {name: found for name, found in self._sets.items() if name not in self._checked}
+        self._checked |= new.keys()
+        missing: dict[str, str] = {}
+        of: list[str] = []
+        for name, found in new.items():
+            if isinstance(found, SpoofingTrials):
+                absent = [(found.ids[index], found.paths[index]) for index in missing_files(found.paths)]
+                missing |= {path: id_ for id_, path in absent}
+                of += [f"{len(absent)} of {name}"] if absent else []
         if missing and self.on_bad_audio == "raise":
             raise InputError(
-                f"{source} names {len(missing)} of {len(trials)} files that are not there, the first is "
-                f"{trials.path(missing[0])}: complete the corpus, or set data.on_bad_audio=skip"
+                f"{len(missing)} of {self.num_files} audio files are not there ({', '.join(of)}), the first is "
+                f"{next(iter(missing))}: complete the corpus, or leave them out with data.on_bad_audio=skip "
+                f"data.max_bad_audio={len(missing)}"
             )
-        for index in missing:
-            path = trials.paths[index]
-            self.bad_audio.handle(AudioError(f"{path} does not exist.", path, "does not exist"))
-            self.skipped_ids.add(trials.ids[index])
+        self.bad_audio.add(dict.fromkeys(missing, "does not exist"))
+        self.skipped_ids |= set(missing.values())
 
 
 class DemoData(SpoofingData):

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -142,6 +143,8 @@ def prepare_demo_corpus(
         raise InputError(f"{root} holds something else than the built-in corpus: name a new or empty folder for it.")
     _remove_stale_builds(root)
     building = root.with_name(f".{root.name}.building-{secrets.token_hex(4)}")
+    if show_progress and not sys.stdout.isatty():  # where no bar shows
+        print(f"making the built-in corpus in {root}: a minute or so, once", file=sys.stderr)
     try:
         _build(building, seed, sizes, show_progress)
         (building / STAMP).write_text(json.dumps(stamp, indent=1) + "\n")

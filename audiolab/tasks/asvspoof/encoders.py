@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from audiolab.errors import InputError
-from audiolab.hub import why_unreachable
+from audiolab.hub import is_path, why_unreachable
 from audiolab.tasks.asvspoof.wavlm_attention import GatedAttention
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ def load_encoder(
     """
     if pretrained is None and config is None:
         raise InputError("The encoder got neither pretrained weights nor a config; give one of them.")
+    if pretrained is not None and is_path(pretrained) and not Path(pretrained).expanduser().exists():
+        raise InputError(
+            f"The folder pretrained={pretrained!r} of the encoder does not exist. Give a local folder with config.json "
+            f"and model.safetensors, a name on the Hugging Face hub, or {_RANDOM}."
+        )
     offline = None if pretrained is None or Path(pretrained).is_dir() else why_unreachable(pretrained)
     if pretrained is None:
         options = _checked(dict(config or {}))
