@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from audiolab import config as conf
 from audiolab.command import run_command
 from audiolab.errors import EXIT_FAILED, InputError
+from audiolab.run_log import KeptWarnings
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from audiolab.preflight.faults import Faults
     from audiolab.preflight.files import FileFacts
     from audiolab.preflight.findings import Finding, Report
     from audiolab.training.data import SpeechData
@@ -73,8 +75,9 @@ def check(config: dict[str, Any], *, quick: bool = False, plots: str | Path | No
     from audiolab import assemble
     from audiolab.cluster import num_processes
     from audiolab.preflight import quick as shared
+    from audiolab.preflight.faults import Faults, no_warnings_of
     from audiolab.preflight.findings import Finding, Report
-    from audiolab.preflight.lists import class_counts, examine_lists
+    from audiolab.preflight.lists import class_counts
     from audiolab.preflight.machine import examine_machine, this_machine
     from audiolab.preflight.packages import examine_packages
     from audiolab.preflight.pretrained import check_pretrained, pretrained_options
@@ -82,78 +85,96 @@ def check(config: dict[str, Any], *, quick: bool = False, plots: str | Path | No
 
     assemble.check(config)
     num, machine = num_processes(config["trainer"]), this_machine()
-    faults = _Faults()
+    faults = Faults()
     with faults:
         assemble.make_trainer(config, logger=False, enable_checkpointing=False)
     task, data = _built(config, faults)
     sets: dict[str, pd.DataFrame] = {}
-    prepared: list[Finding] = []
+    lists: list[Finding] = []
     if data is not None:
-        with faults:
-            prepared = _prepare(data, config)
-            for name in data.listed_sets:
+        with _told_of(lists), no_warnings_of("audiolab.audio.io"):  # which would name each missing file
+            with faults:
+                lists += _prepare(data, config)
+            lists += _read_lists(data, sets, faults)
+            if task is not None:
                 with faults:
-                    sets[name] = data.listing(name)
-        if task is not None:
-            with faults, _no_warnings_of("audiolab.audio.io"):  # which would name each missing file
-                assemble.check_together(config, task, data)
+                    assemble.check_together(config, task, data)
 
     needs = None if task is None else footprint(task, num_averages(config["callbacks"] or {}))
-    item_mb, steps = (None, []) if quick or task is None or "train" not in sets else _step(task, data)
+    item_mb, steps = (None, []) if quick or task is None or "train" not in sets else _step(task, data, faults)
     measured = {name: {"rows": len(listing), "labels": class_counts(listing)} for name, listing in sets.items()}
-    contents: list[Finding] = []
-    if not quick and any("file" in listing for listing in sets.values()):
+    if quick:
+        contents = [
+            Finding("audio", "files", "untried", "no audio was decoded, and no step of the model tried (--quick)")
+        ]
+    elif any("file" in listing for listing in sets.values()):
         contents = _contents(config, sets, measured, num, machine.available_mb, plots)
-    fits = "options, model, data and monitor fit together"
+    else:
+        contents = []
     findings = [
         *examine_packages(shared.wanted_extras(config)),
         *([] if task is None else shared.kernel_findings(config, task, machine)),
         *examine_machine(machine, config, num),
         *([] if needs is None else [shared.memory_finding(config, needs, item_mb, machine, num)]),
         shared.disk_finding(config, needs),
-        *([] if quick else [check_pretrained(*option) for option in pretrained_options(config["model"])]),
-        *(faults.findings or [Finding("configuration", "options", "ok", fits)]),
+        *(check_pretrained(*option, ask_hub=not quick) for option in pretrained_options(config["model"])),
+        *(faults.findings or [_fits(lists)]),
         *steps,
-        *prepared,
-        *examine_lists(sets),
+        *lists,
         *contents,
     ]
     return Report(findings, measured)
 
 
-class _Faults:
-    """Context, used again and again: what the user gave wrong becomes a finding, each sentence once."""
+def _fits(lists: list[Finding]) -> Finding:
+    from audiolab.preflight.findings import Finding
 
-    def __init__(self) -> None:
-        self.findings: list[Finding] = []
+    if any(finding.state == "problem" for finding in lists):
+        return Finding("configuration", "options", "untried", "nothing wrong as far as was tried without whole lists")
+    return Finding("configuration", "options", "ok", "options, model, data and monitor fit together")
 
-    def __enter__(self) -> None:
-        pass
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        from audiolab.preflight.findings import Finding
+def _read_lists(data: SpeechData, sets: dict[str, pd.DataFrame], faults: Faults) -> list[Finding]:
+    """Read the list of each set into `sets`, and judge them; what is told of a list is no fault of the options too."""
+    from audiolab.preflight.findings import Finding
+    from audiolab.preflight.lists import examine_lists
 
-        if not isinstance(error, InputError):
-            return False
-        finding = Finding("configuration", "options", "problem", str(error))
-        if finding not in self.findings:
-            self.findings.append(finding)
-        return True
+    unread = []
+    with faults:
+        for name in data.listed_sets:
+            try:
+                sets[name] = data.listing(name)
+            except InputError as error:
+                faults.known.add(str(error))
+                unread.append(Finding("lists", name, "problem", f"the list cannot be used: {error}"))
+    findings = [*unread, *examine_lists(sets)]
+    if any(finding.check in ("classes", "sizes") and finding.state == "problem" for finding in findings):
+        for name in sets:
+            try:
+                data.utterances(name)
+            except InputError as error:  # the same cause in other words
+                faults.known.add(str(error))
+    return findings
 
 
 @contextlib.contextmanager
-def _no_warnings_of(name: str) -> Iterator[None]:
-    """Let a logger pass errors only."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+def _told_of(findings: list[Finding]) -> Iterator[None]:
+    """Make findings of what the data of a task warns of, instead of lines above the table."""
+    from audiolab.preflight.findings import Finding
+
+    logger, kept = logging.getLogger("audiolab.tasks"), KeptWarnings()
+    propagates = logger.propagate
+    logger.propagate = False
+    logger.addHandler(kept)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.removeHandler(kept)
+        logger.propagate = propagates
+        findings += [Finding("lists", "data", "warning", sentence) for sentence in kept.sentences]
 
 
-def _built(config: dict[str, Any], faults: _Faults) -> tuple[Task | None, SpeechData | None]:
+def _built(config: dict[str, Any], faults: Faults) -> tuple[Task | None, SpeechData | None]:
     """The task without pretrained weights, and the data as if every file may be missing: they are counted later."""
     from audiolab import assemble
     from audiolab.fine_tuning import start
@@ -183,7 +204,7 @@ def _prepare(data: SpeechData, config: dict[str, Any]) -> list[Finding]:
     )
 
 
-def _step(task: Task, data: SpeechData | None) -> tuple[float | None, list[Finding]]:
+def _step(task: Task, data: SpeechData | None, faults: Faults) -> tuple[float | None, list[Finding]]:
     """One forward and backward pass of two real items on the CPU: MiB an item, and whether it works at all."""
     from audiolab.preflight.findings import Finding, size
     from audiolab.training.data import BadItem, collate
@@ -202,7 +223,8 @@ def _step(task: Task, data: SpeechData | None) -> tuple[float | None, list[Findi
         batch.pop("bad")
         loss, kept_mb = step_memory(task, batch)
     except InputError as error:
-        return None, [Finding("configuration", "a step", "problem", str(error))]
+        told = str(error) in faults.known
+        return None, [] if told else [Finding("configuration", "a step", "problem", str(error))]
     except Exception as error:  # whatever it is, the run would end with it
         remedy = "start the run to see its trace, or choose another model"
         found = f"forward and backward fail with {type(error).__name__}: {str(error)[:200]}"

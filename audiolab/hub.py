@@ -7,17 +7,7 @@ from __future__ import annotations
 
 import threading
 
-_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 PATIENCE_S = 5.0  # for an answer to one small request; a hub that is there answers within a second
-
-
-def is_path(name: str) -> bool:
-    """Whether the name of a model can only be that of a local file or folder.
-
-    >>> [is_path(name) for name in ("microsoft/wavlm-large", "/models/wavlm", "~/wavlm", "a/b/c", "AASIST.pth")]
-    [False, True, True, True, True]
-    """
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or name.endswith(_SUFFIXES)
 
 
 def why_unreachable(name: str, patience_s: float = PATIENCE_S) -> str | None:

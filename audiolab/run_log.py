@@ -35,9 +35,14 @@ class KeptWarnings(logging.Handler):
     def __exit__(self, *exception: object) -> None:
         logging.getLogger("audiolab").removeHandler(self)
 
+    @property
+    def sentences(self) -> list[str]:
+        """What was kept, each once."""
+        return list(dict.fromkeys(record.getMessage() for record in self._records))
+
     def write_to(self, path: Path) -> None:
-        """Write what was kept to the end of a log file."""
-        with log_to(path) as file:
+        """Write what was kept to the end of a log file; where it cannot be written, the run has a sentence for it."""
+        with suppress(OSError), log_to(path) as file:
             for record in self._records:
                 file.handle(record)
 

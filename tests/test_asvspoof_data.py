@@ -106,7 +106,7 @@ def test_protocol_that_names_a_missing_file(tiny_la: Path):
     victim = next((tiny_la / "LA/ASVspoof2019_LA_dev/flac").iterdir())
     victim.unlink()
     with pytest.raises(
-        InputError, match=rf"dev.trl.txt names 1 of 16 files that are not there, the first is .*{victim.name}"
+        InputError, match=rf"1 of 56 audio files are not there \(1 of dev\), the first is .*{victim.name}"
     ):
         corpus(tiny_la).setup("fit")
     data = corpus(tiny_la, on_bad_audio="skip")
@@ -205,8 +205,33 @@ def test_too_many_bad_files_end_the_run(tiny_la: Path):
         victim.write_bytes(b"")
     data = corpus(tiny_la, on_bad_audio="skip", max_bad_audio=0.1)
     data.setup("fit")
-    with pytest.raises(InputError, match=r"6 of 56 audio files cannot be used and max_bad_audio=0.1 allows 5"):
+    with pytest.raises(InputError, match=r"6 of 56 audio files cannot be used and data.max_bad_audio=0.1 allows 5"):
         drain(data)
+
+
+def test_missing_files_of_all_sets_are_named_at_once(tiny_la: Path):
+    for split, number in (("train", 2), ("eval", 1)):
+        for victim in sorted((tiny_la / f"LA/ASVspoof2019_LA_{split}/flac").iterdir())[:number]:
+            victim.unlink()
+    known = r"3 of 56 audio files are not there \(2 of train, 1 of eval\).*on_bad_audio=skip data.max_bad_audio=3"
+    with pytest.raises(InputError, match=known):
+        corpus(tiny_la).setup("fit")
+    advice = r"3 of 56 .* data.max_bad_audio=0.01 allows 0.*data.max_bad_audio=3 would do"
+    with pytest.raises(InputError, match=advice):
+        corpus(tiny_la, on_bad_audio="skip", max_bad_audio=0.01).setup("fit")
+    data = corpus(tiny_la, on_bad_audio="skip", max_bad_audio=3)
+    data.setup("fit")
+    assert len(data.skipped_ids) == 3 and data.bad_audio.num_files == 56
+
+
+def test_an_utterance_of_another_scale_is_named_once(tiny_la: Path, caplog: pytest.LogCaptureFixture):
+    data = corpus(tiny_la, eval_samples=16000, eval_batch_size=4)
+    batch = next(iter(data.val_dataloader()[0]))
+    batch["wave"][2, 5] = -1e30
+    for _ in range(2):
+        assert data.on_before_batch_transfer({**batch, "bad": []}, 0) is not None
+    said = [record.message for record in caplog.records if "full scale" in record.message]
+    assert len(said) == 1 and said[0].startswith(f"{batch['id'][2]} has samples up to 1e+30")
 
 
 def test_whole_utterances_need_batches_of_one(tiny_la: Path):

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import soundfile
@@ -27,7 +28,7 @@ from audiolab.preflight.disk import check_disk
 from audiolab.preflight.files import FactsCache, read_files
 from audiolab.preflight.findings import Finding, Report
 from audiolab.preflight.lists import examine_lists
-from audiolab.preflight.machine import Gpu, Machine, available_mb, examine_machine, num_cores
+from audiolab.preflight.machine import Gpu, Machine, available_mb, examine_machine, num_cores, resident_mb
 from audiolab.preflight.packages import MALICIOUS, check_packages, check_safety, requirements
 from audiolab.preflight.pretrained import check_pretrained
 from audiolab.preflight.quick import memory_finding
@@ -136,7 +137,7 @@ def test_the_table_fits_a_narrow_terminal_and_ends_with_the_verdict(
     shown = capsys.readouterr().out.splitlines()
     assert max(map(len, shown)) <= 80
     assert any(line.startswith(" ✗  files") for line in shown) and any(line.startswith(" ✓  sizes") for line in shown)
-    assert shown[-1] == "1 problem, 0 warnings"
+    assert shown[-1] == "1 problem, 0 warnings" and [line for line in shown if line != line.rstrip()] == []
     assert Report([Finding("a", "b", "ok", "c")]).verdict == "ready"
 
 
@@ -205,16 +206,59 @@ def test_faults_of_the_options_are_crosses_beside_the_others(
     code, found, report = checked(capsys, *options(tiny_la, tmp_path), *more)
     assert code == 1
     sentences = [f["found"] for f in report["findings"] if f["check"] == "options"]
-    assert len(sentences) == 2
-    assert any("give a positive rate" in text for text in sentences)
-    assert any("line 1, column 5: 'e' is no label" in text for text in sentences)
+    assert len(sentences) == 1 and "give a positive rate" in sentences[0]
+    assert found["dev"]["state"] == "problem" and found["dev"]["group"] == "lists"
+    assert "line 1, column 5: 'e' is no label" in found["dev"]["found"]
     assert (found["classes"]["state"], found["classes"]["items"]) == ("problem", ["eval has bonafide only"])
     assert found["sizes"]["found"] == "train 24, eval 8"
-    assert "a step" not in found and "files" not in found
+    assert report["problems"] == 3  # each told of once
+    assert "a step" not in found and found["files"]["found"].startswith("no audio was decoded")
     with pytest.raises(InputError, match="did you mean data.root"):
         check.main(["task=asvspoof", "data.rot=/x"])
     with pytest.raises(InputError, match="expected a whole number"):
         check.main(["task=asvspoof", "data.batch_size=many"])
+
+
+def test_one_cause_is_told_of_once(tiny_la: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    listed = lines(tiny_la, "train.trn")
+    write_lines(tiny_la, "train.trn", [line for line in listed if line.endswith("bonafide")])
+    code, found, report = checked(capsys, *options(tiny_la, tmp_path))
+    assert code == 1 and report["problems"] == 1
+    assert found["classes"]["items"] == ["train has bonafide only"]
+    assert found["options"]["state"] == "untried" and "a step" not in found
+    (tiny_la / PROTOCOL.format("dev.trl")).write_bytes(b"\xff\xfe\x00" * 100)
+    write_lines(tiny_la, "train.trn", listed)
+    code, found, report = checked(capsys, *options(tiny_la, tmp_path))
+    assert code == 1 and report["problems"] == 1
+    assert "the list cannot be used" in found["dev"]["found"] and "is not a text file" in found["dev"]["found"]
+
+
+def test_samples_far_beyond_full_scale_are_a_cross(tiny_la: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    loud, hot = files(tiny_la, "train")[:2]
+    for path, factor in ((loud, 1e30), (hot, 1.5)):
+        wave, rate = soundfile.read(path, dtype="float32")
+        wave[100] = factor
+        soundfile.write(path.with_suffix(".wav"), wave, rate, subtype="FLOAT")
+        path.with_suffix(".wav").rename(path)
+    code, found, _ = checked(capsys, *options(tiny_la, tmp_path))
+    assert code == 1 and "beyond 10 times full scale" in found["level"]["found"]
+    assert found["level"]["items"] == [f"{loud.stem}: peak 1e+30"] and "clipping" not in found
+
+
+def test_what_the_data_tells_of_itself_stands_in_the_table(
+    tiny_la: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    code, found, report = checked(capsys, *options(tiny_la, tmp_path), "data.published_size=true")
+    told = [f["found"] for f in report["findings"] if f["check"] == "data"]
+    assert code == 0 and report["warnings"] == len(told) == 3 and "data.published_size=false" in told[0]
+    assert not caplog.records
+
+
+def test_speakers_shared_by_several_sets_are_one_finding_with_one_remedy():
+    sets = {n: pd.DataFrame({"id": [n, f"{n}2"], "speaker": ["s", n]}) for n in ("train", "dev", "eval")}
+    shared = [finding for finding in examine_lists(sets) if finding.check == "speakers"]
+    assert len(shared) == 1 and shared[0].items == ("s",)
+    assert shared[0].found.startswith("1 shared by train and dev, 1 shared by train and eval")
 
 
 def test_weights_to_start_from_that_are_not_there(tiny_la: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -235,8 +279,10 @@ def test_the_built_in_corpus_is_made_and_told_of(
     few = partial(demo.prepare_demo_corpus, num_train=12, num_dev=12, num_eval=12)
     monkeypatch.setattr(data, "prepare_demo_corpus", few)
     argv = ["task=asvspoof", f"outputs={tmp_path / 'out'}", "trainer=cpu"]
-    code, found, _ = checked(capsys, *argv)
-    assert code == 0
+    assert check.main([*argv, "--json"]) == 0
+    said = capsys.readouterr()
+    found, told = {finding["check"]: finding for finding in json.loads(said.out)["findings"]}, said.err
+    assert f"making the built-in corpus in {own_cache / 'asvspoof_demo'}" in told
     assert found["built-in data"]["found"] == f"were made just now: {own_cache / 'asvspoof_demo'}"
     assert "built-in data" not in checked(capsys, *argv)[1]
 
@@ -252,7 +298,15 @@ def test_a_hub_that_does_not_answer(
     assert "hub cannot be reached" in found["weights"]["found"]
     assert "model.pretrained=null" in found["weights"]["remedy"]
     assert found["a step"]["state"] == found["options"]["state"] == "ok"  # nothing there depends on the weights
-    assert "weights" not in checked(capsys, *argv, "--quick")[1]
+    quickly = checked(capsys, *argv, "--quick")
+    assert quickly[0] == 0 and (quickly[1]["weights"]["state"], quickly[1]["files"]["state"]) == ("untried",) * 2
+    local = [*options(tiny_la, tmp_path), "model=asvspoof/wavlm_mhfa_tiny", "model.front_end.pretrained=/nope/wavlm"]
+    code, found, _ = checked(capsys, *local, "--quick")
+    assert code == 1 and found["weights"]["found"] == "model.front_end.pretrained: /nope/wavlm does not exist"
+    with pytest.raises(
+        InputError, match=r"model\.front_end\.pretrained=/nope/wavlm does not exist: give a local folder"
+    ):
+        run.main([*local, "name=x"])
 
 
 def test_in_a_process_of_its_own(tiny_la: Path, tmp_path: Path):
@@ -308,6 +362,7 @@ def test_before_a_run_only_what_is_not_fine_is_said(
     assert run.main([*argv, "name=x"]) == 0
     said = [record.message for record in caplog.records if record.name == "audiolab.preflight.quick"]
     assert len(said) == 1 and f"speakers: 1 shared by train and eval ({speaker})" in said[0]
+    assert (tmp_path / "out/asvspoof/x/run.log").read_text().count(said[0]) == 1  # though it was said before
     monkeypatch.setattr("audiolab.preflight.quick.examine_packages", None)  # of a finished run nothing is checked
     assert run.main([*argv, "name=x"]) == 0
 
@@ -340,6 +395,14 @@ def test_memory_of_a_step_is_what_forward_keeps():
     loss, kept_mb = step_memory(model, batch)
     assert kept_mb * 2**20 == 128 * (64 + 256) * 4  # the input of the layer, the output of the sigmoid
     assert loss == pytest.approx(model.loss(batch)[0].item()) and model.layer.weight.grad is None
+    model.loss = lambda batch: (model.layer.bias.sum(), {})  # keeps nothing: the batch is there all the same
+    assert step_memory(model, batch)[1] * 2**20 == 128 * 64 * 4
+    here = Machine(2, 4000.0, ())
+    config = {"trainer": {}, "data": {"batch_size": 16}}
+    alone, two = (memory_finding(config, Footprint(1.0, 1.0), 100.0, here, number) for number in (1, 2))
+    own_mb = resident_mb()
+    assert own_mb > 100 and "this process as it is" in alone.found and "16 items and their activations" in alone.found
+    assert alone.state == "ok" and two.state == ("ok" if own_mb + 2084 < 2000 else "problem")
     assert footprint(model, averages=1).training_mb * 2**20 == 4 * (64 * 256 + 256) * 5
 
 

@@ -156,7 +156,7 @@ def test_unreadable_files_of_all_processes_are_counted_and_listed_once_and_stop_
     results = RunFolder.open(tmp_path / "out/asvspoof/skip").results
     assert results["dev"]["num_skipped"] == 2
     assert capfd.readouterr().err.count("audiolab: skipped") == 5
-    with pytest.raises(InputError, match=r"5 of 56 audio files cannot be used and max_bad_audio=4 allows 4"):
+    with pytest.raises(InputError, match=r"5 of 56 audio files cannot be used and data.max_bad_audio=4 allows 4"):
         run.main([*argv, "data.max_bad_audio=4", "name=cap"])
 
 

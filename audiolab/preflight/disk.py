@@ -18,7 +18,7 @@ def check_disk(folder: Path, needed_mb: float | None, free_mb: float, writable: 
     >>> check_disk(Path("outputs"), 6000.0, 4000.0, writable=True).state
     'problem'
     >>> check_disk(Path("outputs"), 6000.0, 8000.0, writable=True).found
-    'checkpoints take up to 5.9 GiB, 7.8 GiB are free in outputs'
+    'checkpoints take up to 5.9 GiB, 7.8 GiB are free in outputs, which leaves little room'
     """
     if not writable:
         return Finding(GROUP, "outputs", "problem", f"{folder} cannot be written", "choose another one with outputs=")

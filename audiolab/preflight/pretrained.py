@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from audiolab.errors import InputError
-from audiolab.hub import is_path
 from audiolab.preflight.findings import Finding
 
 GROUP, CHECK = "pretrained", "weights"
 TIMEOUT_S = 5.0
+_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _FOLDER = "a local folder with config.json and model.safetensors"
 
@@ -30,6 +30,15 @@ def pretrained_options(section: Any, where: str = "model") -> Iterator[tuple[str
         yield from pretrained_options(value, f"{where}.{key}")
 
 
+def is_path(name: str) -> bool:
+    """Whether the name of a model can only be that of a local file or folder.
+
+    >>> [is_path(name) for name in ("microsoft/wavlm-large", "/models/wavlm", "~/wavlm", "a/b/c", "AASIST.pth")]
+    [False, True, True, True, True]
+    """
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or name.endswith(_SUFFIXES)
+
+
 def refuse_missing(section: Any) -> None:
     """Raise InputError where an option `pretrained` of a model section names a local path that does not exist."""
     for where, name in pretrained_options(section):
@@ -38,7 +47,7 @@ def refuse_missing(section: Any) -> None:
 
 
 def _remedy(where: str, name: str) -> str:
-    what = "a file that is there" if Path(name).suffix in (".pth", ".pt", ".ckpt") else _FOLDER
+    what = "a file that is there" if name.endswith(_SUFFIXES) else _FOLDER
     return f"give {what} as {where}, or {where}=null for random weights"
 
 

@@ -6,7 +6,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -174,6 +173,7 @@ class SpeechData(L.LightningDataModule, ABC):
         self.feature_cache, self.feature_cache_dtype = feature_cache, feature_cache_dtype
         self.seed, self.augment = seed, augment
         self.on_bad_audio, self.max_bad_audio = on_bad_audio, max_bad_audio
+        self._bad_audio = BadAudioPolicy(on_bad_audio, max_bad_audio, num_files=0)
         self.skipped_ids: set[str] = set()
         self._loud_ids: set[str] = set()
         self.position = (0, 0)
@@ -183,10 +183,11 @@ class SpeechData(L.LightningDataModule, ABC):
     def utterances(self, set_name: str) -> Utterances:
         """Return the utterances of a set; called again for each use, so keep what is costly."""
 
-    @cached_property
+    @property
     def bad_audio(self) -> BadAudioPolicy:
-        """What to do about unreadable files, counted over all sets that are in use."""
-        return BadAudioPolicy(self.on_bad_audio, self.max_bad_audio, num_files=self.num_files)
+        """What to do about unreadable files, counted over all sets that are in use by now."""
+        self._bad_audio.num_files = self.num_files
+        return self._bad_audio
 
     @property
     @abstractmethod

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -271,8 +270,8 @@ class SpoofingData(SpeechData):
                 f"{next(iter(missing))}: complete the corpus, or leave them out with data.on_bad_audio=skip "
                 f"data.max_bad_audio={len(missing)}"
             )
-        self.bad_audio.add(dict.fromkeys(missing, "does not exist"))
         self.skipped_ids |= set(missing.values())
+        self.bad_audio.add(dict.fromkeys(missing, "does not exist"))
 
 
 class DemoData(SpoofingData):

@@ -13,7 +13,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from audiolab.errors import InputError
-from audiolab.hub import is_path, why_unreachable
+from audiolab.hub import why_unreachable
+from audiolab.preflight.pretrained import is_path
 from audiolab.tasks.asvspoof.wavlm_attention import GatedAttention
 
 if TYPE_CHECKING:
