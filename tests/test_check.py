@@ -248,7 +248,7 @@ def test_samples_far_beyond_full_scale_are_a_cross(tiny_la: Path, tmp_path: Path
 def test_what_the_data_tells_of_itself_stands_in_the_table(
     tiny_la: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):
-    code, found, report = checked(capsys, *options(tiny_la, tmp_path), "data.published_size=true")
+    code, _, report = checked(capsys, *options(tiny_la, tmp_path), "data.published_size=true")
     told = [f["found"] for f in report["findings"] if f["check"] == "data"]
     assert code == 0 and report["warnings"] == len(told) == 3 and "data.published_size=false" in told[0]
     assert not caplog.records
@@ -402,7 +402,7 @@ def test_memory_of_a_step_is_what_forward_keeps():
     alone, two = (memory_finding(config, Footprint(1.0, 1.0), 100.0, here, number) for number in (1, 2))
     own_mb = resident_mb()
     assert own_mb > 100 and "this process as it is" in alone.found and "16 items and their activations" in alone.found
-    assert alone.state == "ok" and two.state == ("ok" if own_mb + 2084 < 2000 else "problem")
+    assert alone.state == "ok" and two.state == "problem"  # each has half of it
     assert footprint(model, averages=1).training_mb * 2**20 == 4 * (64 * 256 + 256) * 5
 
 

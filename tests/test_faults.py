@@ -131,6 +131,16 @@ def test_a_file_that_is_cut_off_in_training_is_left_out_and_listed_with_skip(cor
     assert row["file"] == str(victim) and "cut off" in row["reason"]
 
 
+def test_too_many_bad_files_are_listed_though_the_run_ends(corpus: Path, tmp_path: Path):
+    victims = sorted((corpus / TRAIN).iterdir())[:4]
+    Meanwhile.happens.append(lambda: [victim.write_bytes(b"") for victim in victims])
+    skip = ["name=many", "data.on_bad_audio=skip", "data.max_bad_audio=1", "trainer.max_epochs=3"]
+    with pytest.raises(InputError, match="data.max_bad_audio=1 allows 1"):
+        run.main(options(corpus, tmp_path, *skip))
+    listed = [row["file"] for row in csv.DictReader((folder(tmp_path, "many") / "bad_audio.csv").open())]
+    assert len(listed) > 1 and set(listed) <= set(map(str, victims))
+
+
 def test_a_file_that_vanishes_before_the_evaluation_is_named_or_counted(corpus: Path, whole: Path, tmp_path: Path):
     victim = min((corpus / EVAL).iterdir())
     Meanwhile.happens.append(victim.unlink)
