@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print nothing but JSON on standard output")
     parser.add_argument("--plots", metavar="FOLDER", help="write corpus.png there: durations and classes of each set")
     parser.add_argument("--config-dir", metavar="DIR", help="your own config files")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if not arguments.overrides:
         parser.print_help()
         return 0
