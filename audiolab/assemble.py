@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from audiolab import build as builder
+from audiolab import config as conf
 from audiolab import out_of_memory
 from audiolab.cluster import cluster_environment, num_processes, started_by_launcher
 from audiolab.errors import InputError
@@ -44,7 +45,7 @@ _OWN_TRAINER_ARGUMENTS = (
 
 def check(config: dict[str, Any]) -> None:
     """Check every section of a config against the class or function it is for, before anything is built."""
-    out_of_memory.check_choice(config)
+    conf.check_words(config)
     builder.check(config["model"], "model")
     builder.check(config["loss"], "loss")
     builder.check(config["optimizer"], "optimizer")
