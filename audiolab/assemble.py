@@ -144,6 +144,7 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
     Raises InputError for options that do not fit this machine or one another.
     """
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
+    warnings.filterwarnings("ignore", message="The number of training batches .* smaller than the logging interval")
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # inexact; our numbers are those of all processes
     warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # frozen parts are so on purpose
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):

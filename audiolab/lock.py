@@ -24,7 +24,8 @@ _held: dict[int, Path] = {}
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of an existing folder; one that this process holds already is not taken twice.
 
-    Raises InputError that names the process which holds it, and where the folder cannot be written. Where the file system has no locks, that is a warning.
+    Raises InputError that names the process which holds it, or says that the folder is read-only. Where the file
+    system has no locks, that is a warning.
     """
     folder = folder.resolve()
     if folder in _held.values():

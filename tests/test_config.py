@@ -218,4 +218,4 @@ def test_the_configuration_of_a_recipe_can_be_looked_at_without_a_corpus(capsys:
 )
 def test_a_choice_that_is_none_is_refused_when_it_is_composed(option: str, expected: str):
     with pytest.raises(InputError, match=f"{option.partition('=')[0]}=.*{expected}"):
-        compose_run(["task=asvspoof", option], "x")
+        config.compose_run(["task=asvspoof", option], "x")

@@ -25,6 +25,7 @@ from audiolab.training.course import Course, Limits
 from audiolab.training.data import collate
 from audiolab.training.evaluation import gather
 from audiolab.training.gradients import UpdateProbe, squared_gradient_norms, squared_norms
+from audiolab.training.limits import check_range
 from audiolab.training.sharding import is_sharded
 
 log = logging.getLogger(__name__)
@@ -64,12 +65,10 @@ class Health(L.Callback):
         explosion_factor: float,
         least_update_ratio: float,
     ) -> None:
-        if min(patience, first_steps, window_steps) < 3 or explosion_factor <= 1 or least_update_ratio < 0:
-            raise InputError(
-                f"callbacks.health with patience={patience}, first_steps={first_steps}, window_steps={window_steps}, "
-                f"explosion_factor={explosion_factor}, least_update_ratio={least_update_ratio} cannot be: give 3 or "
-                "more of the first three, a factor above 1 and a ratio from 0"
-            )
+        for name, value in (("patience", patience), ("first_steps", first_steps), ("window_steps", window_steps)):
+            check_range(f"callbacks.health.{name}", value, least=3)
+        check_range("callbacks.health.explosion_factor", explosion_factor, above=1)
+        check_range("callbacks.health.least_update_ratio", least_update_ratio, least=0)
         self.limits = Limits(monitor, mode, patience, first_steps, window_steps, explosion_factor, least_update_ratio)
         self.course = Course()
         self._loss_sum: Tensor | float = 0.0
