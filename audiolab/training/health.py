@@ -254,12 +254,12 @@ class Health(L.Callback):
 
     def _tell(self, trainer: L.Trainer, step: Step, finding: Finding, value: str) -> str:
         run = Path(trainer.default_root_dir)
-        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        rates = _given_rates(trainer.optimizers[0].param_groups)
         cause = bad_batch.cause_and_remedy(
             finding,
             run,
             str(trainer.precision),
-            rate,
+            rates,
             self.course.norms.get("", [])[-10:],
             in_file=_is_in_files(trainer, step, finding.bad_ids),
         )
@@ -278,6 +278,16 @@ class Health(L.Callback):
 
 def _name(group: dict[str, Any], number: int) -> str:
     return group.get("name", str(number))
+
+
+def _given_rates(groups: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the learning rates without warm-up and schedule, by the option that sets them."""
+    rest = {_name(group, number): group.get("initial_lr", group["lr"]) for number, group in enumerate(groups)}
+    general = {"optimizer.lr": rest.pop("rest")} if "rest" in rest else {}
+    named = {name: rate for name, rate in rest.items() if not name.isdecimal() and rate not in general.values()}
+    return {**general, **{f"optimizer.groups.{name}.lr": rate for name, rate in named.items()}} or {
+        "optimizer.lr": max(rest.values())
+    }
 
 
 def _is_in_files(trainer: L.Trainer, step: Step, bad_ids: list[str]) -> bool:
