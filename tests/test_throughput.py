@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import lightning as L
 import pytest
+import rich
 import torch
 from test_run import command, options
 
@@ -349,3 +351,28 @@ def test_two_processes_are_counted_together(tiny_la: Path, tmp_path: Path):
     assert first["throughput/audio_hours_per_hour_epoch"] / rate == pytest.approx(0.5, rel=1e-5)
     assert all(0 <= row["throughput/data_wait_percent"] <= 100 for row in rows if "throughput/data_wait_percent" in row)
     assert [row["step"] for row in rows if "throughput/utterances_per_s" in row] == list(range(12))
+
+
+def test_the_bar_is_one_line_of_a_narrow_terminal_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(rich, "_console", None)  # Lightning sets that of the whole process
+    bar = Bar(console_kwargs={"file": screen, "width": 80, "force_terminal": True, "color_system": None})
+    metrics = {"train/loss_step": 0.1754, "train/loss_epoch": 0.459, "health/rest/grad_norm": 1.0}
+    facts = {
+        "training": True,
+        "sanity_checking": False,
+        "progress_bar_metrics": metrics,
+        "loggers": [],
+        "callbacks": [],
+    }
+    trainer = trainer_at(2, **facts, state=SimpleNamespace(fn="fit"), progress_bar_callback=bar)
+    bar._trainer = trainer
+    bar._init_progress(trainer)
+    bar.on_train_epoch_start(trainer, None)
+    bar.on_train_batch_end(trainer, None, None, None, 11)
+    bar.refresh(hard=True)
+    line = screen.getvalue().rpartition("epoch")[2]
+    assert line.startswith(" 3/10") and "12/50" in line and line.rstrip().endswith("loss: 0.175")
+    assert "\n" not in line
+    bar._stop_progress()
+    assert screen.getvalue().endswith("\x1b[1A\x1b[2K")
