@@ -24,17 +24,16 @@ def runs_near(path: Path) -> list[Path]:
     (['a', 'b'], 'seed3')
     """
     base = path if path.is_dir() else next((parent for parent in path.parents if parent.is_dir()), Path())
-    found = _runs_in(base)
     if path.is_dir():
-        return found[:_SHOWN]
-    found = list(dict.fromkeys([*found, *_runs_in(_PARENT)]))
+        return _runs_in(base, "*", "*/*")[:_SHOWN]
+    found = list(dict.fromkeys([*_runs_in(base, "*"), *_runs_in(_PARENT, "*/*", "*/*/*")]))
     names = difflib.get_close_matches(path.name, {run.name for run in found}, n=_SHOWN)
     close = [run for name in names for run in found if run.name == name]
     return (close or found)[:_SHOWN]
 
 
-def _runs_in(folder: Path) -> list[Path]:
-    """Return the runs in a folder of a task, of a sweep, or of outputs: unfinished ones first, then the newest."""
-    configs = [found for depth in ("*", "*/*", "*/*/*") for found in folder.glob(f"{depth}/config.yaml")]
+def _runs_in(folder: Path, *depths: str) -> list[Path]:
+    """Return the runs that lie so deep in a folder, which may be any: unfinished ones first, then the newest."""
+    configs = [found for depth in depths for found in folder.glob(f"{depth}/config.yaml")]
     runs = [config.parent for config in configs]
     return sorted(runs, key=lambda run: ((run / "metrics.json").is_file(), -(run / "config.yaml").stat().st_mtime))
