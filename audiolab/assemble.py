@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from audiolab import build as builder
+from audiolab import config as conf
 from audiolab import out_of_memory
 from audiolab.cluster import cluster_environment, num_processes, started_by_launcher
 from audiolab.errors import InputError
@@ -45,7 +46,7 @@ _OWN_TRAINER_ARGUMENTS = (
 
 def check(config: dict[str, Any]) -> None:
     """Check every section of a config against the class or function it is for, before anything is built."""
-    out_of_memory.check_choice(config)
+    conf.check_words(config)
     builder.check(config["model"], "model")
     builder.check(config["loss"], "loss")
     builder.check(config["optimizer"], "optimizer")
@@ -145,6 +146,7 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
     Raises InputError for options that do not fit this machine or one another.
     """
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
+    warnings.filterwarnings("ignore", message="The number of training batches .* smaller than the logging interval")
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # inexact; our numbers are those of all processes
     warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # frozen parts are so on purpose
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):

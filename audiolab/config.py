@@ -24,6 +24,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from audiolab.errors import InputError
 
+WORDS = {"on_out_of_memory": ("stop", "halve_batch")}
+"""Options of run.yaml that take one of a few words."""
+_NONE = {
+    "logger": "give logger=[] for a run without loggers",
+    "callbacks": "give callbacks=[] for a run without callbacks, or ~callbacks.<name> to leave out one",
+    "experiment": "leave it out",
+}
 GROUPS = ("task", "experiment", "model", "data", "augment", "loss", "trainer", "logger", "callbacks")
 
 
@@ -179,7 +186,20 @@ def compose_run(
         [text for text in overrides if not text.startswith(("name=", "hydra.", "hydra/"))], config_dir, gaps=gaps
     )
     config = {"logger": None, "callbacks": None, **config}  # logger=[] leaves nothing behind
+    check_words(config)
     return {**config, "name": name, "recipe": config["recipe"] or default_recipe(overrides)}
+
+
+def check_words(config: Mapping[str, Any]) -> None:
+    """Raise InputError where an option of `WORDS` has another value; runs from before there was one lack it.
+
+    >>> check_words({"on_out_of_memory": "halve"})
+    Traceback (most recent call last):
+    audiolab.errors.InputError: on_out_of_memory=halve is unknown: give stop or halve_batch
+    """
+    for option, words in WORDS.items():
+        if config.get(option, words[0]) not in words:
+            raise InputError(f"{option}={config[option]} is unknown: give {' or '.join(words)}")
 
 
 def _hydra(overrides: Sequence[str], folders: Sequence[Path]) -> Any:
@@ -195,6 +215,9 @@ def _check_choice(override: Override, folders: Sequence[Path]) -> None:
     if group not in GROUPS or override.is_delete():
         return
     value = override.value()
+    if value is None or (value == [] and group not in _NONE):
+        instead = _NONE.get(group, f"give one of {', '.join(choices(group, folders))}")
+        raise InputError(f"{override.input_line} does not fit: {instead}")
     for name in value if isinstance(value, list) else [value]:
         names = choices(group, folders)
         if name is not None and str(name) not in names:

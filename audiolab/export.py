@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """Write the folder and print what is in it; returns the exit code."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m audiolab.export", description=__doc__, formatter_class=raw)
-    parser.add_argument("run", help="the run folder")
+    parser.add_argument("run", metavar="outputs/<task>/<name>", help="the run folder")
     parser.add_argument("-o", "--out", help="the folder to make (default: <run>/export/<name>)")
     arguments = parser.parse_args(argv)
     export(arguments.run, out=arguments.out)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from audiolab import config as conf
 from audiolab.build import locate
 from audiolab.errors import InputError
 from audiolab.lock import locked
+from audiolab.nearby import runs_near
 from audiolab.reporting.scores import write_text
 from audiolab.training.checkpoint_files import LAST, newest_intact, step_files
 
@@ -48,8 +50,7 @@ class RunFolder:
         """
         path = Path(path)
         if not (path / "config.yaml").is_file():
-            base = path if path.is_dir() else next((p for p in path.parents if p.is_dir()), Path())
-            near = sorted(p.parent.as_posix() for p in base.glob("*/config.yaml"))[:3]
+            near = [folder.as_posix() for folder in runs_near(path)]
             what = "is not a run folder: it has no config.yaml" if path.is_dir() else "does not exist"
             hint = f"; run folders nearby: {', '.join(near)}" if near else "; run folders are outputs/<task>/<name>"
             raise InputError(f"{path} {what}{hint}")
@@ -102,23 +103,45 @@ class RunFolder:
             ) from error
         return cls(path, saved)
 
-    def _goes_on_as(self, saved: dict[str, Any]) -> bool:
+    def _is_same_as(self, saved: dict[str, Any]) -> bool:
         """Whether this is the run of a config, or False where it may be begun again as nothing was trained.
 
         Raises InputError where it was begun with other options, those aside that change no number.
         """
-        of_data = getattr(locate(saved["data"]["_target_"]), "options_without_effect", ())
+        differences = _differences(self.config, saved)
+        of_data: Sequence[str] = ()
+        if all(name in _MAY_CHANGE or name.startswith("data.") for name in differences) and differences:
+            of_data = getattr(locate(saved["data"]["_target_"]), "options_without_effect", ())  # imports torch
         free = {*_MAY_CHANGE, *(f"data.{name}" for name in of_data)}
-        differing = {name: text for name, text in _differences(self.config, saved).items() if name not in free}
+        differing = {name: text for name, text in differences.items() if name not in free}
         if differing and (self.path / "checkpoints").exists():
+            first = sorted(differing, key=lambda name: name.startswith("data."))[:3]
             raise InputError(
-                f"{self.path} holds a run with other options ({', '.join(list(differing.values())[:3])}): "
+                f"{self.path} holds a run with other options ({', '.join(differing[name] for name in first)}): "
                 f"choose another name=, or delete the folder to start again"
             )
-        if not differing and self.results is None and self.config != saved:
+        return not differing
+
+    def _goes_on_as(self, saved: dict[str, Any]) -> bool:
+        """Whether this is the run of a config, which takes over options that change no number."""
+        if not self._is_same_as(saved):
+            return False
+        if self.results is None and self.config != saved:
             self.config = saved
             write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)))
-        return not differing
+        return True
+
+    @classmethod
+    def begun(cls, config: dict[str, Any]) -> RunFolder | None:
+        """Open the run of a config where it was begun before: quick, and nothing is written.
+
+        Raises InputError when the folder belongs to a run with other options.
+        """
+        path = cls.path_of(config)
+        if not (path / "config.yaml").is_file():
+            return None
+        run = cls.open(path)
+        return run if run._is_same_as({key: value for key, value in config.items() if key not in _NOT_SAVED}) else None
 
     @classmethod
     def join(cls, config: dict[str, Any], patience_s: float = 60.0) -> RunFolder:
@@ -146,6 +169,7 @@ class RunFolder:
                     f"{name} cannot be changed in a run that has begun, only {', '.join(_MAY_CHANGE)} can: "
                     "start a run of another name"
                 )
+        conf.check_words({**self.config, **options})
         if any(self.config.get(name) != value for name, value in options.items()):
             with locked(self.path):
                 self.config = {**self.config, **options}

@@ -7,7 +7,7 @@ processes are started on a plain function (`processes.py`), and rank 0's result 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +23,36 @@ def launch(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
 
     A run that is finished already is only reported; one that was begun goes on. With `plan` nothing is written.
     """
-    from audiolab import assemble, engine
+    from audiolab.folder import RunFolder
+
+    if config["plan"]:
+        from audiolab import assemble, engine
+
+        assemble.check(config)
+        engine.plan(config)
+        return None
+    begun = RunFolder.begun(config)  # what it refuses is said before torch is imported
+    if begun is not None and begun.results is not None:
+        return resume(begun)
+    with held(begun):
+        return _begin(config)
+
+
+def held(run: RunFolder | None) -> AbstractContextManager[None]:
+    """Return the context in which this command has a run folder, if there is one, for itself."""
+    from audiolab.lock import locked
+
+    return locked(run.path) if run is not None and rank() == 0 else nullcontext()
+
+
+def _begin(config: dict[str, Any]) -> dict[str, dict[str, float]]:
+    from audiolab import assemble
     from audiolab.folder import RunFolder
     from audiolab.preflight.quick import before_run
     from audiolab.run_log import KeptWarnings
     from audiolab.training.preemption import Preemption
 
     assemble.check(config)
-    if config["plan"]:
-        engine.plan(config)
-        return None
     num = num_processes(config["trainer"])
     with Preemption(Path(config["outputs"]) / config["task"] / config["name"]), KeptWarnings() as before:
         data, task = assemble.prepare(config)
@@ -43,22 +63,22 @@ def launch(config: dict[str, Any]) -> dict[str, dict[str, float]] | None:
 
 def resume(run: RunFolder, before: KeptWarnings | None = None) -> dict[str, dict[str, float]]:
     """Train and evaluate what is left of a run; its run.log begins with the warnings that were given `before`."""
-    from audiolab import assemble, engine
-    from audiolab.lock import locked
-    from audiolab.results import report
-
     run.require_whole_config()
-    assemble.check(run.config)  # it may have been edited by hand
     results = run.results
     if results is None:
         go_on = f"to go on: python -m audiolab.resume {run.path}"
-        with locked(run.path) if rank() == 0 else nullcontext():
+        with held(run):
+            from audiolab import assemble, engine
+
+            assemble.check(run.config)  # it may have been edited by hand
             if before is not None:
                 before.write_to(run.path / "run.log")
             results = in_processes(engine.train, num_processes(run.config["trainer"]), str(run.path), go_on=go_on)
     elif rank() == 0:
         print(f"{run.path} is finished already: its results follow; choose another name= to run again")
     if rank() == 0:
+        from audiolab.results import report
+
         report(run)
     return results
 

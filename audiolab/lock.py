@@ -24,13 +24,19 @@ _held: dict[int, Path] = {}
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of an existing folder; one that this process holds already is not taken twice.
 
-    Raises InputError that names the process which holds it. Where the file system has no locks, that is a warning.
+    Raises InputError that names the process which holds it, or says that the folder is read-only. Where the file
+    system has no locks, that is a warning.
     """
     folder = folder.resolve()
     if folder in _held.values():
         yield
         return
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}): make it writable, or choose another folder with outputs="
+        ) from error
     try:
         _take(descriptor, folder)
         _held[descriptor] = folder

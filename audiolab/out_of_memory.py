@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 OPTION = "on_out_of_memory"
 
 
-def check_choice(config: dict[str, Any]) -> None:
-    """Raise InputError where the option has no such value."""
-    chosen = config.get(OPTION, "stop")
-    if chosen not in ("stop", "halve_batch"):
-        raise InputError(f"{OPTION}={chosen} is unknown: give stop or halve_batch")
-
-
 def check_trainer(config: dict[str, Any], trainer: L.Trainer) -> None:
     """Raise InputError where halving cannot work with the trainer's strategy."""
     if config.get(OPTION) == "halve_batch" and is_sharded(trainer):

@@ -12,6 +12,7 @@ from audiolab import build as builder
 from audiolab.folder import RunFolder
 from audiolab.reporting.scores import write_text
 from audiolab.reporting.tables import breakdown_tables, console, headline_lines, results_table
+from audiolab.tracking import waits_for_wandb
 from audiolab.training.data import SpeechData
 from audiolab.training.task import Task
 
@@ -45,6 +46,9 @@ def report(run: RunFolder) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if waits_for_wandb(run.path):
+        upload = f"wandb sync {path}/wandb/offline-run-*"
+        terminal.print(f"wandb   {upload}          uploads it", highlight=False, markup=False, soft_wrap=True)
     terminal.print(
         "next    "
         f"python -m audiolab.predict {path} my.wav          score your own audio\n"

@@ -11,17 +11,21 @@ from audiolab.command import run_command
 def main(argv: Sequence[str]) -> None:
     """Train and evaluate what is left of a run."""
     parser = argparse.ArgumentParser(prog="python -m audiolab.resume", description=__doc__)
-    parser.add_argument("run", help="the run folder")
-    parser.add_argument("overrides", nargs="*", help="on_out_of_memory=stop|halve_batch; all else stays as it was")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("run", metavar="outputs/<task>/<name>", help="the run folder")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="option=value",
+        help="on_out_of_memory=stop|halve_batch; all else stays as it was",
+    )
+    arguments = parser.parse_intermixed_args(argv)
     from audiolab import config as conf
-    from audiolab import out_of_memory
     from audiolab.folder import RunFolder
     from audiolab.launch import resume
 
     run = RunFolder.open(arguments.run)
     changed = {override.key_or_group: override.value() for override in conf.parse(arguments.overrides)}
-    out_of_memory.check_choice({**run.config, **changed})
     run.change(changed)
     resume(run)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -100,9 +101,12 @@ def _summary(
     print(f"every metric of every job: {table_file}")
     failed = [str(folder) for folder, state in zip(folders, states, strict=True) if state["state"] == "failed"]
     if "wandb" in (configs[0]["logger"] or {}):
-        from audiolab.tracking import log_sweep
+        from audiolab.tracking import log_sweep, waits_for_wandb
 
         log_sweep(folders[0].parent, configs[0], states, headline)
+        if waits_for_wandb(folders[0].parent):
+            sweep = shlex.quote(str(folders[0].parent))
+            print(f"to upload the sweep: wandb sync {sweep}/wandb/offline-run-* {sweep}/*/wandb/offline-run-*")
     if failed:
         print(f"audiolab: {len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -19,13 +19,14 @@ from audiolab.errors import InputError
 def main(argv: Sequence[str]) -> None:
     """Evaluate the best checkpoint and print the headline metrics, one a line."""
     parser = argparse.ArgumentParser(prog="python -m audiolab.test", description=__doc__)
-    parser.add_argument("run", help="the run folder")
-    parser.add_argument("overrides", nargs="*", help="data=<group> data.<option>=<value> trainer.<option>=<value>")
+    parser.add_argument("run", metavar="outputs/<task>/<name>", help="the run folder")
+    overrides = {"nargs": "*", "default": [], "metavar": "option=value"}
+    parser.add_argument("overrides", **overrides, help="data=<group> data.<option>=<value> trainer.<option>=<value>")
     parser.add_argument(
         "--set", dest="sets", action="append", help="the set to evaluate (default: the data's test sets)"
     )
     parser.add_argument("-o", "--out", help="folder for scores and plots (default: <run>/tests/<data>)")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     test(arguments.run, arguments.overrides, sets=arguments.sets, out=arguments.out)
 
 
@@ -39,17 +40,18 @@ def test(
     """
     from pathlib import Path
 
-    from audiolab import build, engine
     from audiolab.folder import RunFolder
-    from audiolab.launch import in_processes
     from audiolab.reporting.scores import check_writable
-    from audiolab.results import print_breakdowns, print_headline
 
     run = RunFolder.open(run_folder)
     overrides = conf.quoted(overrides)
     config = test_config(run.config, overrides)
     folder = Path(out) if out else run.path / "tests" / _label(config["data"], overrides)
     check_writable(folder)
+    from audiolab import build, engine
+    from audiolab.launch import in_processes
+    from audiolab.results import print_breakdowns, print_headline
+
     evaluate = partial(engine.evaluate_run, add=out is None)
     results = in_processes(evaluate, num_processes(config["trainer"]), str(run.path), config, sets, str(folder))
     if rank() == 0:

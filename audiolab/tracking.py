@@ -204,6 +204,16 @@ def _wandb_folder(run: Any) -> Path:
     return Path(run.settings.sync_dir)
 
 
+def waits_for_wandb(folder: Path) -> bool:
+    """Whether a folder holds W&B runs that were logged offline and are not uploaded yet.
+
+    >>> waits_for_wandb(Path("nowhere"))
+    False
+    """
+    offline = (folder / "wandb").glob("offline-run-*")
+    return any(run.is_dir() and not any(run.glob("*.synced")) for run in offline)  # so `wandb sync` marks it
+
+
 def _wandb_client(folder: Path) -> Any:
     try:
         import wandb as client

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import os
 import re
 import subprocess
 import sys
@@ -80,3 +82,43 @@ def test_every_fault_in_the_table_has_its_test():
     assert len(named) >= 30
     for file, test in named:
         assert f"\ndef {test}(" in (PACKAGE.parent / "tests" / file).read_text(encoding="utf-8"), f"{file}::{test}"
+
+
+def test_a_run_folder_that_is_refused_costs_no_import_of_torch(tmp_path: Path):
+    (tmp_path / "outputs/task/e2").mkdir(parents=True)
+    (tmp_path / "outputs/task/e2/config.yaml").write_text("{task: t, name: e2, module: {}, model: {}, data: {}}")
+    code = (
+        "import sys, audiolab.resume as r; from audiolab.errors import InputError\n"
+        "def refused(*argv):\n"
+        "    try: r.main(argv)\n"
+        "    except InputError as error: print(error)\n"
+        "refused('nowhere'); refused('e2')\n"
+        "refused('outputs/task/e2', 'seed=5'); refused('outputs/task/e2', 'on_out_of_memory=halve')\n"
+        "print([m for m in ('torch', 'lightning', 'numpy', 'pandas') if m in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    )
+    lines = done.stdout.splitlines()
+    assert "nearby: outputs/task/e2" in lines[1]
+    assert "seed cannot be changed" in lines[2]
+    assert "give stop or halve_batch" in lines[3]
+    assert lines[4] == "[]"
+
+
+@pytest.mark.parametrize("verb", ["run", "resume", "test", "predict", "score", "fuse", "check", "export"])
+def test_every_verb_tells_its_options(verb: str, capsys: pytest.CaptureFixture[str]):
+    try:
+        code = importlib.import_module(f"audiolab.{verb}").main(["--help"])
+    except SystemExit as end:
+        code = end.code
+    assert not code
+    assert f"python -m audiolab.{verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["resume", "test", "export"])
+def test_a_verb_without_its_run_folder_asks_for_that_alone(verb: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"audiolab.{verb}").main([])
+    assert capsys.readouterr().err.splitlines()[-1].endswith("required: outputs/<task>/<name>")

@@ -203,3 +203,19 @@ def test_sweeps_expand_to_named_jobs():
 def test_the_configuration_of_a_recipe_can_be_looked_at_without_a_corpus(capsys: pytest.CaptureFixture[str]):
     assert main(["experiment=asvspoof/phase4", "--cfg"]) == 0
     assert "root: ???" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("callbacks=null", r"give callbacks=\[\] .*~callbacks.<name>"),
+        ("logger=null", r"give logger=\[\]"),
+        ("experiment=null", "leave it out"),
+        ("loss=null", "give one of asvspoof/"),
+        ("augment=[]", "give one of asvspoof/"),
+        ("on_out_of_memory=halve", "give stop or halve_batch"),
+    ],
+)
+def test_a_choice_that_is_none_is_refused_when_it_is_composed(option: str, expected: str):
+    with pytest.raises(InputError, match=f"{option.partition('=')[0]}=.*{expected}"):
+        config.compose_run(["task=asvspoof", option], "x")

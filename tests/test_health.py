@@ -22,9 +22,12 @@ from unhealthy import OPTIONS, NoiseData, Toy, fit, fit_two
 from audiolab import resume, run
 from audiolab.errors import InputError, RunError
 from audiolab.launch import in_processes
+from audiolab.training import bad_batch, health
 from audiolab.training import health_rules as rules
+from audiolab.training.curves import TrainingCurves
 from audiolab.training.gradients import UpdateProbe
 from audiolab.training.health import Health
+from audiolab.training.throughput import Throughput
 
 MODEL = """\
 _target_: audiolab.tasks.asvspoof.model.Detector
@@ -61,9 +64,11 @@ def test_a_silent_file_that_a_module_divides_by_stops_the_run_until_it_is_replac
     assert where in message
     assert f"correct the code and go on with python -m audiolab.resume {folder}" in message
     facts = json.loads((folder / "bad_batch.json").read_text())
-    assert f"batch {facts['batch'] + 1}, with the 4 utterances" in message
+    assert f"batch {facts['batch']}, with the 4 utterances" in message
     assert victim.stem in facts["ids"] and len(facts["ids"]) == len(facts["draws"]) == 4
-    assert {epoch for epoch, _ in facts["draws"]} == {facts["epoch"]} == {1}
+    assert {epoch for epoch, _ in facts["draws"]} == {facts["epoch"] - 1} == {1}  # the samplers count from 0
+    assert len((folder / "bad_batch.json").read_text().splitlines()) < 25
+    assert "the checkpoints of the steps before are untouched" in message
     kept = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert kept["global_step"] == 6
     assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
@@ -95,7 +100,7 @@ def test_the_bad_one_of_accumulated_batches_is_named_and_the_weights_stay(tmp_pa
     assert "u07" in facts["ids"]
     items = {item for _, item in facts["draws"]}
     assert [f"u{item:02d}" for _, item in facts["draws"]] == facts["ids"] and 7 in items
-    first = facts["batch"] // 3 * 3
+    first = (facts["batch"] - 1) // 3 * 3
     for name, value in task.state_dict().items():
         assert torch.equal(value, weights.states[first][name])
 
@@ -126,8 +131,44 @@ def test_audio_far_beyond_full_scale_is_told_from_augmentation(tmp_path: Path):
 
 
 def test_a_rate_that_makes_training_diverge(tmp_path: Path):
-    with pytest.raises(RunError, match=r"training diverged \(.*largest weight .* optimizer.lr=4 \(now 40\)"):
+    slower = (
+        r"there is no checkpoint yet.*training diverged \(.*a usual optimizer.lr, which is from 1e-5 to 1e-3 \(now 40\)"
+    )
+    with pytest.raises(RunError, match=slower):
         fit(tmp_path, Toy(rate=40.0), NoiseData(), max_epochs=50)
+
+
+def test_the_rate_that_was_given_is_advised_on_not_that_of_the_warm_up(tmp_path: Path):
+    groups = [{"name": "encoder", "lr": 1e-6, "initial_lr": 1e-5}, {"name": "rest", "lr": 0.02, "initial_lr": 0.5}]
+    rates = health._given_rates(groups)
+    assert rates == {"optimizer.groups.encoder.lr": 1e-5, "optimizer.lr": 0.5}
+    finding = bad_batch.Finding("there", True, [], 1.0)
+    cause = bad_batch.cause_and_remedy(finding, tmp_path, "32-true", rates, [1.0, 1.0, 50.0], in_file=False)
+    assert "optimizer.lr=0.05 (now 0.5)" in cause[1]
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "value", "expected"),
+    [
+        (Throughput, "wait_percent", 200, "from 0 to 100"),
+        (Throughput, "free_checkpoints", -2, "from 0 up"),
+        (Throughput, "line_every_minutes", 0, "above 0"),
+        (TrainingCurves, "every_s", -1, "from 0 up"),
+        (Health, "patience", 2, "from 3 up"),
+    ],
+)
+def test_the_option_that_is_out_of_range_is_named_alone(section: type, option: str, value: float, expected: str):
+    good = {"throughput": {"line_every_minutes": 5, "wait_percent": 20, "idle_percent": 30, "memory_percent": 95}}
+    good["throughput"] |= {"free_checkpoints": 4, "dirpath": Path("run/checkpoints")}
+    good |= {"trainingcurves": {"every_s": 60, "dirpath": Path("run/checkpoints"), "monitor": "x", "mode": "min"}}
+    good |= {"health": OPTIONS}
+    options = good[section.__name__.lower()]
+    section(**options)
+    name = "curves" if section is TrainingCurves else section.__name__.lower()
+    with pytest.raises(
+        InputError, match=rf"^callbacks.{name}.{option}={value} does not fit: give a number {expected}$"
+    ):
+        section(**{**options, option: value})
 
 
 def test_infinite_gradients_are_let_pass_where_a_scaler_skips_them_and_an_infinite_loss_is_not(tmp_path: Path):

@@ -173,7 +173,8 @@ def test_the_same_command_again_reports_and_other_options_are_refused(
     argv = [*options(Path(root), finished.parents[2], "name=done", "logger=[csv,tensorboard,wandb]")]
     before = (finished / "metrics.json").stat().st_mtime_ns
     assert run.main(argv) == 0
-    assert "is finished already" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "is finished already" in told and f"wandb sync {finished}/wandb/offline-run-*" in told
     assert (finished / "metrics.json").stat().st_mtime_ns == before
     with pytest.raises(InputError, match=r"holds a run with other options \(seed: 0 there, 5 now\)"):
         run.main([*argv, "seed=5"])
@@ -201,6 +202,7 @@ def test_options_of_a_test_hold_in_any_order(finished: Path):
     ("argv", "expected"),
     [
         (["data.rot=/x"], "did you mean data.root"),
+        (["-o", "elsewhere", "data.rot=/x"], "did you mean data.root"),
         (["model.width=3"], "a test takes data="),
         (["data=asvspoof/la2019", "data.root=/nowhere"], "not in the ASVspoof 2019 LA layout"),
         (["--set", "evaluation"], "--set evaluation is unknown"),

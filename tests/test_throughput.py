@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import lightning as L
 import pytest
+import rich
 import torch
 from test_run import command, options
 
@@ -295,7 +297,7 @@ def test_a_real_run_logs_what_an_independent_count_finds(
     monkeypatch.setattr(SpoofingTrials, "read", slowly)
     monkeypatch.setattr(rates, "WORTH_SAYING_S", 0.0)
     more = ["trainer.max_epochs=3", "trainer.accumulate_grad_batches=2", "trainer.log_every_n_steps=3"]
-    more += ["callbacks.throughput.line_every_minutes=0", "data.in_memory=false"]
+    more += ["callbacks.throughput.line_every_minutes=1e-9", "data.in_memory=false"]
     config = compose_run(options(tiny_la, tmp_path, *more), "run")
     run = RunFolder.create(config)
     data, task = assemble.prepare(config)
@@ -331,12 +333,13 @@ def test_a_real_run_logs_what_an_independent_count_finds(
     kept = next(value for name, value in state.items() if "Throughput" in name)
     assert len(kept["batch_s"]) == len(kept["validation_s"]) == 3
     bar = Bar()
-    assert "left" not in bar.get_metrics(trainer, task)  # nothing is left
+    trainer.callback_metrics["train/loss_epoch"] = torch.tensor(1.0)
+    assert set(bar.get_metrics(trainer, task)) == {"loss"}  # nothing is left
 
 
 def test_two_processes_are_counted_together(tiny_la: Path, tmp_path: Path):
     more = ["augment=asvspoof/none", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    more += ["trainer.check_val_every_n_epoch=2", "data.batch_size=2", "callbacks.throughput.line_every_minutes=0"]
+    more += ["trainer.check_val_every_n_epoch=2", "data.batch_size=2", "callbacks.throughput.line_every_minutes=1e-9"]
     done = command("audiolab.run", *options(tiny_la, tmp_path, *more, "name=two"))
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("epoch 1/2  loss") and " s  " in line)
@@ -348,3 +351,28 @@ def test_two_processes_are_counted_together(tiny_la: Path, tmp_path: Path):
     assert first["throughput/audio_hours_per_hour_epoch"] / rate == pytest.approx(0.5, rel=1e-5)
     assert all(0 <= row["throughput/data_wait_percent"] <= 100 for row in rows if "throughput/data_wait_percent" in row)
     assert [row["step"] for row in rows if "throughput/utterances_per_s" in row] == list(range(12))
+
+
+def test_the_bar_is_one_line_of_a_narrow_terminal_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(rich, "_console", None)  # Lightning sets that of the whole process
+    bar = Bar(console_kwargs={"file": screen, "width": 80, "force_terminal": True, "color_system": None})
+    metrics = {"train/loss_step": 0.1754, "train/loss_epoch": 0.459, "health/rest/grad_norm": 1.0}
+    facts = {
+        "training": True,
+        "sanity_checking": False,
+        "progress_bar_metrics": metrics,
+        "loggers": [],
+        "callbacks": [],
+    }
+    trainer = trainer_at(2, **facts, state=SimpleNamespace(fn="fit"), progress_bar_callback=bar)
+    bar._trainer = trainer
+    bar._init_progress(trainer)
+    bar.on_train_epoch_start(trainer, None)
+    bar.on_train_batch_end(trainer, None, None, None, 11)
+    bar.refresh(hard=True)
+    line = screen.getvalue().rpartition("epoch")[2]
+    assert line.startswith(" 3/10") and "12/50" in line and line.rstrip().endswith("loss: 0.175")
+    assert "\n" not in line
+    bar._stop_progress()
+    assert screen.getvalue().endswith("\x1b[1A\x1b[2K")

@@ -148,6 +148,12 @@ def test_a_model_starts_from_what_is_allowed(tmp_path: Path, there, missing, une
         ({"body": 3, "head": 2, "old": 1}, [], [], r"2 without a place .* init.allow_unexpected=\[old.\] allows"),
         ({"body": 3, "head": 2, "old": 1}, ["old."], ["old."], "init.allow_missing: 'old.' matches nothing that is m"),
         ({"body": 3}, ["head."], ["hed."], "init.allow_unexpected: 'hed.' matches nothing that is only in"),
+        (
+            {"body": 3, "head": 7, "old": 1, "older": 1},
+            [],
+            ["old.w"],
+            r"init.allow_missing=\[head.\] allows; 3 without .* init.allow_unexpected=\[old.,older.\] allows",
+        ),
         ({"old": 3}, ["*"], ["*"], "has nothing in common with this model"),
     ],
 )

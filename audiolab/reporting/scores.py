@@ -6,10 +6,12 @@ import json
 import os
 import tempfile
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from audiolab.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,6 +44,8 @@ def read_scores(path: Path) -> pd.DataFrame:
     """Read back what `write_scores` wrote, bit for bit."""
     if not path.is_file():
         raise InputError(f"{path} does not exist: give the scores/<set>.csv of a finished run")
+    import pandas as pd
+
     text = {"id": str, "speaker": str, "attack": str}
     table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=["nan"])
     table.attrs = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ from audiolab.training.parts import cut
 from audiolab.training.randomness import seed_step
 
 _EXTREME = 100.0  # +40 dB over full scale: no waveform that was read and augmented as it should be
-_HUGE_WEIGHT, _HIGH_RATE = 1e6, 0.1  # cut-off frequencies in Hz are weights too
+_HUGE_WEIGHT, _HIGH_RATE, _ABSURD_RATE = 1e6, 0.1, 1.0  # cut-off frequencies in Hz are weights too
 _NAMED = 3
 
 
@@ -179,10 +179,11 @@ def _last_call(order: list[str], parameter: str) -> int:
 
 
 def cause_and_remedy(
-    finding: Finding, run: Path, precision: str, rate: float, norms: list[float], in_file: bool
+    finding: Finding, run: Path, precision: str, rates: Mapping[str, float], norms: list[float], in_file: bool
 ) -> tuple[str, str]:
-    """Return the likely cause and what to do, in words; `norms` are those of the gradient in the steps before.
+    """Return the likely cause and what to do, in words.
 
+    `rates` are learning rates as they were given, by option; `norms` are those of the gradient in the steps before.
     `in_file`: the audio of `finding.bad_ids` is like that on disk, so no augmentation made it so.
     """
     go_on = f"python -m audiolab.resume {run}"
@@ -192,7 +193,10 @@ def cause_and_remedy(
         if in_file:
             return f"{what}full scale in the audio file", f"replace the file and go on with {go_on}"
         return f"{what}full scale after augmentation, not in the file", f"{restart} another augment="
-    slower = f"optimizer.lr={rate / 10:.1g} (now {rate:.3g}), a longer optimizer.warmup or trainer.gradient_clip_val=1"
+    option, rate = max(rates.items(), key=lambda pair: pair[1])
+    slower = f"{option}={rate / 10:.1g} (now {rate:.3g}), a longer optimizer.warmup or trainer.gradient_clip_val=1"
+    if rate > _ABSURD_RATE:
+        slower = f"a usual {option}, which is from 1e-5 to 1e-3 (now {rate:.3g})"
     known = [norm for norm in norms if math.isfinite(norm)]
     rises = len(known) > 2 and known[-1] > 10 * median(known)
     if rises or rate > _HIGH_RATE or not finding.largest_weight < _HUGE_WEIGHT:
@@ -211,13 +215,16 @@ def _listed(ids: list[str]) -> str:
 
 
 def describe(step: Step, finding: Finding, cause: tuple[str, str], what: str, file: Path, num_processes: int) -> str:
-    """Return the sentences of the error."""
+    """Return the sentences of the error; `file`, in the run folder, is what `write` wrote."""
     ids = list(step.batch["id"])
     where = f"{finding.where[0].upper()}{finding.where[1:]}"
+    checkpoints = "there is no checkpoint yet"
+    if any((file.parent / "checkpoints").glob("*.ckpt")):
+        checkpoints = "the checkpoints of the steps before are untouched"
     of_all = " of one process" if num_processes > 1 else ""
     return (
         f"{what} is not finite in epoch {step.epoch + 1}, batch {step.batch_idx + 1}, with the {len(ids)} utterances"
-        f"{of_all} {_listed(ids)} (all of them: {file}); the weights and checkpoints of the step before are untouched. "
+        f"{of_all} {_listed(ids)} (all of them: {file}); {checkpoints}. "
         f"{where}. Likely cause: {cause[0]}; {cause[1]}."
     )
 
@@ -225,8 +232,10 @@ def describe(step: Step, finding: Finding, cause: tuple[str, str], what: str, fi
 def write(path: Path, step: Step, facts: Mapping[str, Any]) -> None:
     """Write what it takes to make the batch again: `draws` are the (epoch, item) of `data.utterances("train")`.
 
-    Epochs, batches and items are counted from 0 here, as the samplers count.
+    Epoch and batch are counted from 1, as in the sentences of the error; in `draws` both count from 0, as in samplers.
     """
-    draws = [list(draw) for draw in step.batch["draw"]]
-    content = {"epoch": step.epoch, "batch": step.batch_idx, **facts, "ids": list(step.batch["id"]), "draws": draws}
-    write_text(path, json.dumps(content, indent=1))
+    counted = "epoch and batch from 1; draws are (epoch, item) from 0, as data.utterances('train') takes them"
+    content = {"epoch": step.epoch + 1, "batch": step.batch_idx + 1, "counted": counted, **facts}
+    text = json.dumps({**content, "ids": list(step.batch["id"])}, indent=1)
+    draws = json.dumps([list(draw) for draw in step.batch["draw"]])  # one line, not four for each
+    write_text(path, f'{text[:-2]},\n "draws": {draws}\n}}')

@@ -15,6 +15,7 @@ from audiolab.reporting.metrics_file import read_metrics
 from audiolab.reporting.plots import save_figure
 from audiolab.reporting.training_curves import training_curves
 from audiolab.tracking import log_figure
+from audiolab.training.limits import check_range
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class TrainingCurves(L.Callback):
     """
 
     def __init__(self, dirpath: Path, every_s: float, monitor: str, mode: Literal["min", "max"]) -> None:
+        check_range("callbacks.curves.every_s", every_s, least=0)
         self.run_folder, self.every_s, self.monitor, self.mode = dirpath.parent, every_s, monitor, mode
         self._next_s = 0.0
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import pandas as pd
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 
@@ -143,7 +144,8 @@ class Evaluation(L.Callback):
     def _log(self, task: Task, set_name: str) -> None:
         for name, value in self.results[set_name].items():
             if "/" not in name:
-                task.log(f"{set_name}/{name}", value, rank_zero_only=False, sync_dist=False)
+                exact = torch.tensor(value, dtype=torch.float64)  # of a plain number Lightning keeps a float32
+                task.log(f"{set_name}/{name}", exact, rank_zero_only=False, sync_dist=False)
 
     def _write(
         self, trainer: L.Trainer, task: Task, set_name: str, table: pd.DataFrame, metrics: dict[str, float]

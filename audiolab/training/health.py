@@ -25,6 +25,7 @@ from audiolab.training.course import Course, Limits
 from audiolab.training.data import collate
 from audiolab.training.evaluation import gather
 from audiolab.training.gradients import UpdateProbe, squared_gradient_norms, squared_norms
+from audiolab.training.limits import check_range
 from audiolab.training.sharding import is_sharded
 
 log = logging.getLogger(__name__)
@@ -64,12 +65,10 @@ class Health(L.Callback):
         explosion_factor: float,
         least_update_ratio: float,
     ) -> None:
-        if min(patience, first_steps, window_steps) < 3 or explosion_factor <= 1 or least_update_ratio < 0:
-            raise InputError(
-                f"callbacks.health with patience={patience}, first_steps={first_steps}, window_steps={window_steps}, "
-                f"explosion_factor={explosion_factor}, least_update_ratio={least_update_ratio} cannot be: give 3 or "
-                "more of the first three, a factor above 1 and a ratio from 0"
-            )
+        for name, value in (("patience", patience), ("first_steps", first_steps), ("window_steps", window_steps)):
+            check_range(f"callbacks.health.{name}", value, least=3)
+        check_range("callbacks.health.explosion_factor", explosion_factor, above=1)
+        check_range("callbacks.health.least_update_ratio", least_update_ratio, least=0)
         self.limits = Limits(monitor, mode, patience, first_steps, window_steps, explosion_factor, least_update_ratio)
         self.course = Course()
         self._loss_sum: Tensor | float = 0.0
@@ -255,12 +254,12 @@ class Health(L.Callback):
 
     def _tell(self, trainer: L.Trainer, step: Step, finding: Finding, value: str) -> str:
         run = Path(trainer.default_root_dir)
-        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        rates = _given_rates(trainer.optimizers[0].param_groups)
         cause = bad_batch.cause_and_remedy(
             finding,
             run,
             str(trainer.precision),
-            rate,
+            rates,
             self.course.norms.get("", [])[-10:],
             in_file=_is_in_files(trainer, step, finding.bad_ids),
         )
@@ -279,6 +278,16 @@ class Health(L.Callback):
 
 def _name(group: dict[str, Any], number: int) -> str:
     return group.get("name", str(number))
+
+
+def _given_rates(groups: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the learning rates without warm-up and schedule, by the option that sets them."""
+    rest = {_name(group, number): group.get("initial_lr", group["lr"]) for number, group in enumerate(groups)}
+    general = {"optimizer.lr": rest.pop("rest")} if "rest" in rest else {}
+    named = {name: rate for name, rate in rest.items() if not name.isdecimal() and rate not in general.values()}
+    return {**general, **{f"optimizer.groups.{name}.lr": rate for name, rate in named.items()}} or {
+        "optimizer.lr": max(rest.values())
+    }
 
 
 def _is_in_files(trainer: L.Trainer, step: Step, bad_ids: list[str]) -> bool:

@@ -10,6 +10,10 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import CustomBarColumn
+from rich.progress import MofNCompleteColumn, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 from audiolab.training.throughput import Throughput
 from audiolab.training.time_left import in_words
@@ -20,15 +24,45 @@ WIDTH = 80  # columns of a terminal
 
 
 class Bar(RichProgressBar):
-    """Lightning's bar, with the time that the whole training will still take."""
+    """Lightning's bar in one line: epochs from 1, the loss, and the time that the whole training will still take.
+
+    It leaves the terminal when it ends: the lines of the epochs stay.
+    """
+
+    def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
+        """Return what stands before loss and time left; in a narrow terminal the bar gives way."""
+        whole = {"table_column": Column(no_wrap=True)}
+        return [
+            TextColumn("{task.description}", **whole),
+            CustomBarColumn(bar_width=30),
+            MofNCompleteColumn(**whole),
+            _Speed(**whole),
+        ]
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Return what is shown beside the bar."""
         items = super().get_metrics(trainer, pl_module)
-        items.pop("v_num", None)
+        loss = items.get("train/loss_step", items.get("train/loss"))
         throughput = throughput_of(trainer)
         left_s = throughput.left_s(trainer) if throughput else None
-        return {**items, "left": in_words(left_s)} if left_s else items
+        return {**({} if loss is None else {"loss": loss}), **({"left": in_words(left_s)} if left_s else {})}
+
+    def _init_progress(self, trainer: L.Trainer) -> None:
+        super()._init_progress(trainer)
+        if self.progress is not None and self._metric_component is not None:
+            self.progress.live.transient = True
+            self._metric_component._table_column = Column(no_wrap=True)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        words = f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+        return f"{words:{len(self.validation_description)}}"
+
+
+class _Speed(ProgressColumn):
+    """Batches a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.3g} it/s", style="dim")
 
 
 def progress_bar() -> list[L.Callback]:

@@ -128,9 +128,9 @@ def load_state(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load whole weights, every name alike, into a module that is split or not; on all processes at the same time.
 
     >>> layer = nn.Linear(1, 1, bias=False)
-    >>> load_state(layer, {"weight": layer.weight.detach() * 0})
+    >>> load_state(layer, {"weight": layer.weight.detach() * 0 + 2})
     >>> layer.weight.tolist()
-    [[0.0]]
+    [[2.0]]
     """
     if isinstance(module, FSDPModule):
         set_model_state_dict(module, dict(weights), options=StateDictOptions(full_state_dict=True))

@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from audiolab.training.device import COUNTERS, ProcessClock, device_warnings, of_all_ranks, read_gpu, resident_mb
 from audiolab.training.disk import checkpoint_bytes, disk_warning, free_bytes
+from audiolab.training.limits import check_range
 from audiolab.training.rates import Tally, rates, wait_advice
 from audiolab.training.time_left import in_words, time_left_s, work_left
 
@@ -45,6 +46,11 @@ class Throughput(L.Callback):
         memory_percent: float,
         free_checkpoints: int,
     ) -> None:
+        percents = {"wait_percent": wait_percent, "idle_percent": idle_percent, "memory_percent": memory_percent}
+        for name, percent in percents.items():
+            check_range(f"callbacks.throughput.{name}", percent, least=0, most=100)
+        check_range("callbacks.throughput.line_every_minutes", line_every_minutes, above=0)
+        check_range("callbacks.throughput.free_checkpoints", free_checkpoints, least=0)
         self.dirpath, self.line_every_s = dirpath, 60 * line_every_minutes
         self.wait_percent, self.idle_percent, self.memory_percent = wait_percent, idle_percent, memory_percent
         self.free_checkpoints = free_checkpoints

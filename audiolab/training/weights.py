@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from audiolab.training.sharding import load_state
 
 _SHARED = "shared"  # metadata: {name: the name under which the same tensor is stored}
 _SHOWN = 3  # names of a list
+_MOST_PATTERNS = 8  # of a proposal for allow_missing
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
@@ -129,16 +130,22 @@ def start_from(
     reshaped = [name for name in found if own[name].shape != weights[source[name]].shape]
     unexpected = sorted(set(weights) - set(source.values()))
     shapes = {name: f" {_shape(weights[source[name]])}, here {_shape(own[name])}" for name in reshaped}
-    problems = [
-        f"{len(refused)} {what} (first: {refused[0]}{shapes.get(refused[0], '')}), which "
-        f"init.{option}=[{_parent(refused[0])}] allows"
-        for what, names, option, patterns in (
-            ("missing there", missing, "allow_missing", allow_missing),
-            ("of another shape there", reshaped, "allow_missing", allow_missing),
-            ("without a place in this model", unexpected, "allow_unexpected", allow_unexpected),
-        )
-        if (refused := [name for name in names if not _matching(name, patterns)])
-    ]
+    problems = []
+    for option, patterns, everything, kinds in (
+        ("allow_missing", allow_missing, own, {"missing there": missing, "of another shape there": reshaped}),
+        ("allow_unexpected", allow_unexpected, weights, {"without a place in this model": unexpected}),
+    ):
+        refused = {what: [name for name in names if not _matching(name, patterns)] for what, names in kinds.items()}
+        told = [
+            f"{len(names)} {what} (first: {names[0]}{shapes.get(names[0], '')})"
+            for what, names in refused.items()
+            if names
+        ]
+        if told:
+            differing = [name for names in kinds.values() for name in names]
+            needed = beginnings([name for names in refused.values() for name in names], differing, everything)
+            others = [pattern for pattern in patterns if not pattern.startswith(tuple(needed))]
+            problems.append(f"{' and '.join(told)}, which init.{option}=[{','.join([*others, *needed])}] allows")
     if problems:
         raise InputError(f"init.weights={path} does not fit this model of {len(own)} names: {'; '.join(problems)}")
     without = {*missing, *reshaped}
@@ -152,6 +159,29 @@ def start_from(
     told += [f"{len(kept)} keep their own start: {_some(kept)}"] if kept else []
     told += [f"{len(unexpected)} of the file are left out: {_some(unexpected)}"] if unexpected else []
     return "; ".join(told)
+
+
+def beginnings(wanted: Sequence[str], differing: Sequence[str], everything: Iterable[str]) -> list[str]:
+    """Return few and short beginnings of names for all that are wanted, and for none that does not differ.
+
+    Where they would be many, shorter ones stand for them that also fit names which do not differ.
+
+    >>> beginnings(["model.a.x", "model.a.y", "model.b.x"], ["model.a.x", "model.a.y", "model.b.x"], ["model.b.y"])
+    ['model.a.', 'model.b.x']
+    """
+    different = set(differing)
+    same = {start for name in everything if name not in different for start in _starts(name)}
+    found = list(dict.fromkeys(next((s for s in _starts(name) if s not in same), name) for name in wanted))
+    for depth in range(max(name.count(".") for name in found), 1, -1):
+        if len(found) > _MOST_PATTERNS:
+            found = list(dict.fromkeys(name if name.count(".") < depth else _starts(name)[depth - 1] for name in found))
+    return found
+
+
+def _starts(name: str) -> list[str]:
+    """Return the beginnings of a name that end with a dot, the shortest first."""
+    parts = name.split(".")
+    return [".".join(parts[:number]) + "." for number in range(1, len(parts))]
 
 
 def _refuse_idle(option: str, patterns: Sequence[str], names: Sequence[str], what: str) -> None:
@@ -168,10 +198,6 @@ def _matching(name: str, patterns: Sequence[str]) -> bool:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _parent(name: str) -> str:
-    return f"{name.rpartition('.')[0]}." if "." in name else name
 
 
 def _some(names: Sequence[str]) -> str:
