@@ -22,6 +22,7 @@ from audiolab.folder import RunFolder
 from audiolab.training import sharding
 from audiolab.training.checkpoint_io import WholeFiles
 from audiolab.training.data import SpeechData
+from audiolab.training.epoch_means import EpochMeans
 from audiolab.training.evaluation import Evaluation
 from audiolab.training.feature_cache import FeatureCache, refuse_cache
 from audiolab.training.optim import Optimization
@@ -130,7 +131,7 @@ def build_trainer(
     callbacks: list[L.Callback] = [*more, out_of_memory.guard(config), FeatureCache(), evaluation]
     loggers: list[Any] = []
     if training and run is not None:
-        callbacks += [Position(config["seed"]), *_callbacks(config, run.path / "checkpoints")]
+        callbacks += [Position(config["seed"]), EpochMeans(), *_callbacks(config, run.path / "checkpoints")]
         callbacks += [EpochLine()]  # after the callback that knows the rates it shows
         loggers = [builder.build(section, run=run) for section in (config["logger"] or {}).values()]
     callbacks.append(InStep())  # after those that put other weights in place

@@ -76,6 +76,15 @@ def losses(folder: Path) -> dict[int, str]:
         return {int(row["step"]): row["train/loss_step"] for row in csv.DictReader(file) if row.get("train/loss_step")}
 
 
+def rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without what a clock or a device has measured."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [
+            {name: cell for name, cell in row.items() if cell and not name.startswith(("throughput/", "device/"))}
+            for row in csv.DictReader(file)
+        ]
+
+
 def last_step(folder: Path) -> int:
     return max(losses(folder), default=-1) if (folder / "metrics.csv").is_file() else -1
 
@@ -194,6 +203,8 @@ def test_a_moved_run_goes_on_and_leaves_the_old_place_alone(stopped: Path, whole
     moved = copied(stopped, tmp_path / "elsewhere")
     resume.main([str(moved)])
     assert_the_same(moved, whole)
+    assert rows(moved) == rows(whole)  # the means of the epoch that it was stopped in are those of the whole epoch
+    assert sum("train/loss_epoch" in row and "train/accuracy" in row for row in rows(moved)) == 2
     assert {path: path.stat().st_mtime_ns for path in stopped.rglob("*") if path.is_file()} == before
 
 
