@@ -38,8 +38,14 @@ class Rows(Logger):
             self.saved.setdefault(step, [path.name for path in self.folder.glob("step*.ckpt")])
 
 
+class Cut(NoiseData):
+    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+        size = 2 if int(batch["id"][0]) % 3 else 4
+        return {**batch, "wave": batch["wave"][:size], "id": batch["id"][:size]}
+
+
 class WithParts(Toy):
-    """Batches of 5, 5 and 2 utterances; the loss of each utterance is noted."""
+    """Three batches an epoch, some of which lose utterances; the loss of each is noted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +53,7 @@ class WithParts(Toy):
 
     def training_step(self, batch: dict, batch_idx: int) -> dict[str, Any] | Tensor:
         loss = self.loss(batch)[0]
-        self.seen.append((float(loss), len(batch["id"])))
+        self.seen.append((loss.item(), len(batch["id"])))
         return {"loss": loss, "parts": {"loss": loss.detach(), "accuracy": loss.detach() * 2}}
 
 
@@ -74,7 +80,7 @@ def fit(folder: Path, task: Toy, start: Path | None = None, **options: Any) -> R
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         **options,
-    ).fit(task, NoiseData(5, 4, 0, "raise", 0), ckpt_path=start, weights_only=True)
+    ).fit(task, Cut(4, 4, 0, "raise", 0), ckpt_path=start, weights_only=True)
     return rows
 
 
@@ -86,12 +92,12 @@ def epoch_rows(rows: Rows) -> dict[int, dict[str, float]]:
 def test_means_weigh_utterances_and_are_written_before_the_checkpoint(tmp_path: Path, kind: type, accumulate: int):
     task = kind()
     rows = fit(tmp_path, task, accumulate_grad_batches=accumulate)
-    assert [size for _, size in task.seen] == [5, 5, 2, 5, 5, 2]
+    assert len(task.seen) == 6 and {size for _, size in task.seen} == {2, 4}
     steps = 3 // accumulate + 3 % accumulate
     assert sorted(epoch_rows(rows)) == [steps - 1, 2 * steps - 1]
     for epoch, (step, row) in enumerate(epoch_rows(rows).items()):
         seen = task.seen[3 * epoch : 3 * epoch + 3]
-        mean = sum(loss * size for loss, size in seen) / 12
+        mean = sum(loss * size for loss, size in seen) / sum(size for _, size in seen)
         assert row["train/loss_epoch"] == pytest.approx(mean, rel=1e-6)
         assert row.get("train/accuracy") == (pytest.approx(2 * mean, rel=1e-6) if kind is WithParts else None)
         assert row["epoch"] == epoch
@@ -103,7 +109,7 @@ def test_a_run_that_goes_on_within_an_epoch_has_the_means_of_the_whole_epoch(tmp
     whole = epoch_rows(fit(tmp_path / "whole", WithParts()))
     for step in (1, 2, 3, 4, 5):
         start = tmp_path / f"whole/checkpoints/step{step:07d}.ckpt"
-        sums = read_checkpoint(start)["callbacks"]["EpochMeans"]
+        sums = read_checkpoint(start)["callbacks"].get("EpochMeans", {})
         assert all(type(value) is float for value in sums.values()) and bool(sums) == (step != 3)
         resumed = epoch_rows(fit(tmp_path / f"from{step}", WithParts(), start))
         assert resumed == {at: row for at, row in whole.items() if at >= step}
