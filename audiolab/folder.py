@@ -21,7 +21,7 @@ from audiolab.build import locate
 from audiolab.errors import InputError
 from audiolab.lock import locked
 from audiolab.reporting.scores import write_text
-from audiolab.training.checkpoint_files import LAST, newest_intact, step_files
+from audiolab.training.checkpoint_files import LAST, newest_intact, remove_damaged, step_files
 
 _PACKAGES = ("torch", "lightning", "hydra-core", "transformers", "numpy", "scipy", "soundfile")
 WEIGHTS = "model.safetensors"  # in checkpoints/, the best weights alone
@@ -159,6 +159,7 @@ class RunFolder:
     def finish(self, results: dict[str, dict[str, float]]) -> None:
         """Write the final metrics; the run counts as finished from here on."""
         write_text(self.path / "metrics.json", json.dumps(results, indent=1))
+        remove_damaged(self.path / "checkpoints")
 
     @property
     def calibration(self) -> dict[str, Any] | None:
@@ -226,7 +227,9 @@ class RunFolder:
     @property
     def latest_checkpoint(self) -> Path | None:
         """The newest intact checkpoint to go on from, if any; damaged ones are set aside, said in a warning."""
-        return newest_intact(self.path / "checkpoints")
+        from audiolab.training.checkpoints import holds_objects  # needs torch
+
+        return newest_intact(self.path / "checkpoints", refused=holds_objects)
 
 
 def code_facts() -> dict[str, Any]:
