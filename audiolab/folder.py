@@ -188,12 +188,20 @@ class RunFolder:
 
         Raises InputError when there is none.
         """
-        for name in ("average.ckpt", "best.ckpt", WEIGHTS, "last.ckpt"):
-            if (self.path / "checkpoints" / name).is_file():
-                return self.path / "checkpoints" / name
-        raise InputError(
-            f"{self.path} has no checkpoint yet: finish its training with python -m audiolab.resume {self.path}"
-        )
+        if (path := self._best()) is None:
+            raise InputError(
+                f"{self.path} has no checkpoint yet: finish its training with python -m audiolab.resume {self.path}"
+            )
+        return path
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is a `best_checkpoint`."""
+        return self._best() is not None
+
+    def _best(self) -> Path | None:
+        paths = (self.path / "checkpoints" / name for name in ("average.ckpt", "best.ckpt", WEIGHTS, "last.ckpt"))
+        return next((path for path in paths if path.is_file()), None)
 
     @property
     def weights_path(self) -> Path:

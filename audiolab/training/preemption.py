@@ -52,6 +52,7 @@ class Preemption(L.Callback):
         self.written = False
         """Whether the state is written and all processes leave."""
         self._waits = self._trained = False
+        self._unwritten = "there was nothing newer to write"
         self._process = os.getpid()
         self._asked_at_s = 0.0
         self._before: dict[int, Any] = {}
@@ -82,6 +83,8 @@ class Preemption(L.Callback):
         """Take the signals back from Lightning, which has just put its own handlers in place."""
         self._install()
         self._waits = any(isinstance(callback, Checkpoint) for callback in trainer.callbacks)
+        if not self._waits:
+            self._unwritten = "no callback keeps checkpoints, so it starts from the beginning"
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals back here too: an evaluation after training has handlers of its own."""
@@ -123,7 +126,7 @@ class Preemption(L.Callback):
             os._exit(EXIT_PREEMPTED)
         self.asked, self._asked_at_s = number, time.monotonic()
         if not self._waits:
-            raise self._ended(_TRAINED if self._trained else "there was nothing newer to write")
+            raise self._ended(_TRAINED if self._trained else self._unwritten)
         if global_rank() == 0:
             say(f"audiolab: {signal.Signals(number).name}: stopping at the next step that resumes exactly")
 
