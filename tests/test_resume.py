@@ -309,6 +309,7 @@ def test_a_closed_terminal_stops_a_run_that_then_goes_on(base: Path, whole: Path
 
     wait_for(process, at_work)
     os.close(ours)
+    os.killpg(process.pid, signal.SIGHUP)  # as a shell does with its jobs: data workers get it too
     assert process.wait(200) == 75, shown.decode()[-3000:]
     assert step_files(folder)
     resume.main([str(folder)])

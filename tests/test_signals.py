@@ -60,14 +60,23 @@ def test_children_of_a_process_that_trains_nothing_yet_end_without_a_word():
     assert (done.stdout, done.stderr) == (f"{-signal.SIGTERM}\n", "")
 
 
-def test_children_of_a_process_that_trains_end_without_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("in_trainer", [False, True])
+def test_children_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str], in_trainer: bool):
+    """A signal to the whole process group is not for data workers; none of them says anything."""
     with Preemption(tmp_path) as preemption:
-        preemption._waits = True
+        if in_trainer:
+            preemption.setup(None, None, "fit")
         child = os.fork()
         if child == 0:
-            time.sleep(60)
+            for _ in range(600):
+                time.sleep(0.1)
             os._exit(0)
-        os.kill(child, signal.SIGTERM)
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP, signal.SIGTERM) if in_trainer else ():
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
+            os.kill(child, number)
+            time.sleep(0.2)
+        if not in_trainer:
+            os.kill(child, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
         assert not preemption.asked
     assert capfd.readouterr().err == ""

@@ -53,7 +53,7 @@ class Preemption(L.Callback):
         """Whether the state is written and all processes leave."""
         self._waits = self._trained = False
         self._unwritten = "there was nothing newer to write"
-        self._process = os.getpid()
+        self._process, self._has_workers, self._told = os.getpid(), False, False
         self._asked_at_s = 0.0
         self._before: dict[int, Any] = {}
 
@@ -78,6 +78,10 @@ class Preemption(L.Callback):
     def _install(self) -> None:
         for number in self._before:
             signal.signal(number, self._on_signal)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take note that forked children are data workers from now on."""
+        self._has_workers = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals back from Lightning, which has just put its own handlers in place."""
@@ -111,14 +115,15 @@ class Preemption(L.Callback):
             raise self._ended(_TRAINED)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a data worker
-            end_as_usual(number)
+        if os.getpid() != self._process:
+            self._on_signal_to_child(number)
             return
         if number == signal.SIGHUP:
             leave_lost_terminal()
         if self.written:
             return  # it is ending already, and another process that was faster may have caused this one
-        if self.asked and time.monotonic() - self._asked_at_s <= _ONE_REQUEST_S:
+        again_s = time.monotonic() - self._asked_at_s
+        if self.asked and (number == signal.SIGHUP or again_s <= _ONE_REQUEST_S):  # shell and kernel both send SIGHUP
             return
         if self.asked:
             say(f"audiolab: {self._ended('a second signal came')}")
@@ -129,6 +134,15 @@ class Preemption(L.Callback):
             raise self._ended(_TRAINED if self._trained else self._unwritten)
         if global_rank() == 0:
             say(f"audiolab: {signal.Signals(number).name}: stopping at the next step that resumes exactly")
+
+    def _on_signal_to_child(self, number: int) -> None:
+        """Let data workers feed the run that writes its state: a signal to the process group is not for them.
+
+        A second SIGTERM ends them all the same: it is how their parent gets rid of them.
+        """
+        if not self._has_workers or (number == signal.SIGTERM and self._told):
+            end_as_usual(number)
+        self._told = self._told or number == signal.SIGTERM
 
     def _requeue(self) -> None:
         if self.asked == signal.SIGUSR1 and global_rank() == 0:

@@ -178,7 +178,7 @@ class Task(L.LightningModule, ABC):
         """One step: the loss, logged as `train/loss_step`, and its parts, of which `EpochMeans` logs the means."""
         loss, parts = self.guard.loss(self, batch) if self.guard else self.loss(batch)
         self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
-        return {"loss": loss, "parts": {**parts, LOSS: loss.detach()}}
+        return {"loss": loss, "parts": {name: value.detach() for name, value in {**parts, LOSS: loss}.items()}}
 
     def validation_step(self, batch: Batch | None, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Rows for the evaluation callback; an empty batch is one whose files could all not be read."""
