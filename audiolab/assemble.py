@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from audiolab import build as builder
@@ -24,6 +25,7 @@ from audiolab.preflight.pretrained import refuse_missing
 from audiolab.training import sharding
 from audiolab.training.checkpoint_io import WholeFiles
 from audiolab.training.data import SpeechData
+from audiolab.training.epoch_means import EpochMeans
 from audiolab.training.evaluation import Evaluation
 from audiolab.training.feature_cache import FeatureCache, refuse_cache
 from audiolab.training.optim import Optimization
@@ -38,6 +40,7 @@ _OWN_TRAINER_ARGUMENTS = (
     "default_root_dir",
     "use_distributed_sampler",
     "num_sanity_val_steps",
+    "enable_checkpointing",
     "enable_model_summary",
     "enable_progress_bar",
     "plugins",
@@ -96,6 +99,23 @@ def check_together(config: dict[str, Any], task: Task, data: SpeechData) -> None
         raise InputError(
             f"monitor.metric={config['monitor']['metric']} is never measured: there are {', '.join(known)}"
         )
+    _check_monitors(config, known, data.val_sets)
+
+
+def _check_monitors(config: dict[str, Any], known: Sequence[str], val_sets: Sequence[str]) -> None:
+    """Raise InputError for a callback that watches what is never measured, or takes the worst for the best."""
+    metric, mode = config["monitor"]["metric"], config["monitor"]["mode"]
+    for name, section in (config["callbacks"] or {}).items():
+        watched, where = section.get("monitor"), f"callbacks.{name}"
+        ours = section["_target_"].startswith("audiolab.")  # others may watch what training logs
+        if watched not in known and (ours or str(watched).startswith(tuple(f"{one}/" for one in val_sets))):
+            if watched is not None:
+                raise InputError(f"{where}.monitor={watched} is never measured: there are {', '.join(known)}")
+        elif watched == metric and "mode" in section and section["mode"] != mode:
+            raise InputError(
+                f"{where}.mode={section['mode']} contradicts monitor.mode={mode} for the same {metric}: leave it out, "
+                "or change monitor.mode, which all callbacks follow"
+            )
 
 
 def build_data(config: dict[str, Any]) -> SpeechData:
@@ -133,11 +153,17 @@ def build_trainer(
     callbacks: list[L.Callback] = [*more, out_of_memory.guard(config), FeatureCache(), evaluation]
     loggers: list[Any] = []
     if training and run is not None:
-        callbacks += [Position(config["seed"]), *_callbacks(config, run.path / "checkpoints")]
+        callbacks += [Position(config["seed"]), EpochMeans(), *_callbacks(config, run.path / "checkpoints")]
         callbacks += [EpochLine()]  # after the callback that knows the rates it shows
         loggers = [builder.build(section, run=run) for section in (config["logger"] or {}).values()]
     callbacks.append(InStep())  # after those that put other weights in place
-    return make_trainer(config, callbacks=callbacks, logger=loggers, default_root_dir=folder)
+    return make_trainer(
+        config,
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=folder,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),  # else one of Lightning's
+    )
 
 
 def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), **more: Any) -> L.Trainer:

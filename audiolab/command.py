@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 
 from audiolab.cluster import rank
 from audiolab.errors import EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PREEMPTED, InputError, Preempted, RunError
+from audiolab.training.signals import stop_before_training
 
 
-def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Call a verb's main with the command line and exit with its code."""
+def run_command(main: Callable[[Sequence[str]], int | None], *, trains: bool = False) -> None:
+    """Call a verb's main with the command line and exit with its code; one that trains is stopped with a sentence."""
+    if trains:
+        stop_before_training()
     if rank() == 0:
         warn_on_terminal()
     try:

@@ -51,6 +51,11 @@ def train(folder: str) -> dict[str, dict[str, float]]:
         trainer = build_trainer(run.config, run.path, run, preemption, training=True)
         checkpoint = _latest_checkpoint(trainer, run)
         fresh = checkpoint is None
+        if not trainer.checkpoint_callbacks and trainer.is_global_zero:
+            log.warning(
+                "no callback keeps checkpoints: a run that is stopped starts from the beginning, and what is judged "
+                "and kept are the weights after the last epoch"
+            )
         data = build_data(run.config)
         task, origin = begin_task(run.config) if fresh else (build_task(run.standalone_config), None)
         data.record_folder = run.path
@@ -63,8 +68,11 @@ def train(folder: str) -> dict[str, dict[str, float]]:
         try:
             with out_of_memory.told(out_of_memory.in_run(run, trainer, task)):
                 _fit(trainer, task, data, run, checkpoint)
-                _keep_best_weights(trainer, task, run)
+                if kept := run.has_weights:
+                    _keep_best_weights(trainer, task, run)
                 results = evaluate(trainer, task, data, run)
+                if not kept:
+                    _keep_last_weights(trainer, run)
             finished = True
         finally:
             close_loggers(trainer.loggers, finished=finished)
@@ -82,6 +90,13 @@ def _keep_best_weights(trainer: L.Trainer, task: Task, run: RunFolder) -> None:
     load_weights(task, checkpoint, weights)
     if trainer.is_global_zero and checkpoint != run.weights_path:
         write_weights(run.weights_path, weights, run.facts_of(checkpoint))
+
+
+def _keep_last_weights(trainer: L.Trainer, run: RunFolder) -> None:
+    """Write the weights as they are after training: last of all, as weights alone would say that training is over."""
+    weights = trainer.strategy.lightning_module_state_dict()
+    if trainer.is_global_zero:
+        write_weights(run.weights_path, weights, run.facts_of(run.weights_path))
 
 
 def _latest_checkpoint(trainer: L.Trainer, run: RunFolder) -> Path | None:

@@ -23,7 +23,7 @@ from audiolab.errors import InputError
 from audiolab.lock import locked
 from audiolab.nearby import runs_near
 from audiolab.reporting.scores import write_text
-from audiolab.training.checkpoint_files import LAST, newest_intact, step_files
+from audiolab.training.checkpoint_files import LAST, newest_intact, remove_damaged, step_files
 
 _PACKAGES = ("torch", "lightning", "hydra-core", "transformers", "numpy", "scipy", "soundfile")
 WEIGHTS = "model.safetensors"  # in checkpoints/, the best weights alone
@@ -183,6 +183,7 @@ class RunFolder:
     def finish(self, results: dict[str, dict[str, float]]) -> None:
         """Write the final metrics; the run counts as finished from here on."""
         write_text(self.path / "metrics.json", json.dumps(results, indent=1))
+        remove_damaged(self.path / "checkpoints")
 
     @property
     def calibration(self) -> dict[str, Any] | None:
@@ -211,12 +212,20 @@ class RunFolder:
 
         Raises InputError when there is none.
         """
-        for name in ("average.ckpt", "best.ckpt", WEIGHTS, "last.ckpt"):
-            if (self.path / "checkpoints" / name).is_file():
-                return self.path / "checkpoints" / name
-        raise InputError(
-            f"{self.path} has no checkpoint yet: finish its training with python -m audiolab.resume {self.path}"
-        )
+        if (path := self._best()) is None:
+            raise InputError(
+                f"{self.path} has no checkpoint yet: finish its training with python -m audiolab.resume {self.path}"
+            )
+        return path
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is a `best_checkpoint`."""
+        return self._best() is not None
+
+    def _best(self) -> Path | None:
+        paths = (self.path / "checkpoints" / name for name in ("average.ckpt", "best.ckpt", WEIGHTS, "last.ckpt"))
+        return next((path for path in paths if path.is_file()), None)
 
     @property
     def weights_path(self) -> Path:
@@ -250,7 +259,9 @@ class RunFolder:
     @property
     def latest_checkpoint(self) -> Path | None:
         """The newest intact checkpoint to go on from, if any; damaged ones are set aside, said in a warning."""
-        return newest_intact(self.path / "checkpoints")
+        from audiolab.training.checkpoints import holds_objects  # needs torch
+
+        return newest_intact(self.path / "checkpoints", refused=holds_objects)
 
 
 def code_facts() -> dict[str, Any]:

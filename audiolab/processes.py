@@ -12,7 +12,6 @@ import math
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 import uuid
@@ -24,6 +23,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from audiolab.errors import InputError, OutOfMemory, Preempted, RunError
+from audiolab.training.signals import leave_lost_terminal, stop_signals
 
 GRACE_S = 10.0  # for the other processes to end by themselves after one has failed
 _POLL_S = 0.5
@@ -51,7 +51,7 @@ class Ending:
 def on_processes(function: Callable[..., Any], num: int, *arguments: Any, go_on: str = "") -> Any:
     """Call `function` on `num` processes, with torchrun's environment variables; rank 0's result comes back.
 
-    SIGINT, SIGTERM, SIGHUP and, under SLURM, SIGUSR1 are passed on. Raises the first InputError or RunError of any
+    SIGINT and the `stop_signals` are passed on. Raises the first InputError or RunError of any
     process; RunError, which says which process and why, for one that was killed or failed otherwise; `go_on` is its
     last clause. Raises Preempted or KeyboardInterrupt when a signal has ended the processes.
     """
@@ -210,15 +210,14 @@ def _forwarding(children: list[Any]) -> Iterator[list[int]]:
     def forward(number: int, frame: object) -> None:
         again = number == signal.SIGINT and number in received
         received.append(number)
+        if number == signal.SIGHUP:
+            leave_lost_terminal()
         for child in children:
             with suppress(ProcessLookupError):  # it has just ended
                 os.kill(child.pid, signal.SIGKILL if again else number)
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # Python takes signals nowhere else
-        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-        numbers += [signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else []
-        before = {number: signal.signal(number, forward) for number in numbers}
+    stopping = stop_signals()  # none in another thread than the main one
+    before = {number: signal.signal(number, forward) for number in ((signal.SIGINT, *stopping) if stopping else ())}
     try:
         yield received
     finally:

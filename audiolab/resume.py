@@ -31,4 +31,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, trains=True)

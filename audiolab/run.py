@@ -93,4 +93,4 @@ def _print_overview(full: bool) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, trains=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import resource
@@ -16,6 +17,7 @@ import torch
 from test_training_averaging import NoiseData, Toy
 
 from audiolab.errors import EXIT_PREEMPTED, InputError, Preempted, RunError
+from audiolab.folder import RunFolder
 from audiolab.training.checkpoint_files import damage, link, newest_intact, written_whole
 from audiolab.training.checkpoint_io import WholeFiles
 from audiolab.training.checkpoints import Checkpoints, read_checkpoint
@@ -217,20 +219,59 @@ def test_a_copied_folder_without_hard_links_and_a_kill_before_the_second_name(tm
 
 
 def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path):
-    """A limit of the kernel on the size of files stands for the full disk."""
+    """A limit of the kernel on the size of files."""
     path = tmp_path / "checkpoints/last.ckpt"
-    WholeFiles().save_checkpoint({"state_dict": {"w": torch.ones(1000)}}, path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(
-            RunError, match=r"last.ckpt cannot be written \(File too large; .* MB are free there\).*resume"
-        ):
-            WholeFiles().save_checkpoint({"state_dict": {"w": torch.zeros(100_000)}}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    def refused(why: str) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        try:
+            with pytest.raises(RunError, match=why):
+                WholeFiles().save_checkpoint({"state_dict": {"w": torch.zeros(100_000)}}, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    refused(r"last.ckpt cannot be written \(File too large: .* ulimit -f\): there is no checkpoint yet, .*resume")
+    assert names(tmp_path) == []
+    WholeFiles().save_checkpoint({"state_dict": {"w": torch.ones(1000)}}, path)
+    refused(r"last.ckpt cannot be written \(File too large: .* ulimit -f\): the checkpoint before is intact, .*resume")
     assert names(tmp_path) == ["last.ckpt"]
     assert WholeFiles().load_checkpoint(path)["state_dict"]["w"].all()
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, r"No space left on device: 0.0 MB of it were written, \d+ MB are free; make room"),
+        (errno.EDQUOT, r"MB are free, of which a quota gives you less; make room"),
+        (errno.EROFS, "Read-only file system: make .*checkpoints writable"),
+        (errno.EIO, "see to the disk"),
+    ],
+)
+def test_why_a_file_cannot_be_written_decides_what_to_do(tmp_path: Path, number: int, remedy: str):
+    with pytest.raises(RunError, match=remedy), written_whole(tmp_path / "checkpoints/last.ckpt"):
+        raise OSError(number, os.strerror(number))
+
+
+def test_a_checkpoint_that_holds_objects_is_set_aside_unless_there_is_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    fit(tmp_path, [2.0, 1.0, 3.0], keep=2)
+    folder = tmp_path / "checkpoints"
+    (folder / "step0000018.ckpt").unlink()
+    torch.save({"state_dict": {}, "where": Path("x")}, folder / "step0000018.ckpt")
+    (folder / "last.ckpt").unlink()
+    link(folder / "step0000018.ckpt", folder / "last.ckpt")
+    with pytest.raises(InputError, match=r"step0000018.ckpt is refused: it holds objects .* \(pathlib") as caught:
+        read_checkpoint(folder / "step0000018.ckpt")
+    assert "weights_only" not in str(caught.value)
+    run = RunFolder(tmp_path, {})
+    assert run.latest_checkpoint == folder / "step0000012.ckpt"
+    assert "step0000018.ckpt is refused (it holds objects other than tensors and plain values (pathlib" in caplog.text
+    assert names(tmp_path) == ["best.ckpt", "step0000012.ckpt", "step0000018.ckpt.damaged"]
+    torch.save({"state_dict": {}, "where": Path("x")}, folder / "step0000012.ckpt")
+    assert run.latest_checkpoint == folder / "step0000012.ckpt"  # refused when it is read
+    assert "step0000012.ckpt" in names(tmp_path)
 
 
 def test_an_error_of_the_writer_itself_is_not_blamed_on_the_disk(tmp_path: Path):
@@ -308,7 +349,8 @@ def test_a_signal_with_nothing_newer_to_write_ends_at_once(tmp_path: Path, momen
 
 def test_a_signal_in_an_evaluation_after_training_ends_at_once(tmp_path: Path):
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(Preempted, match=f"python -m audiolab.resume {tmp_path}"), Preemption(tmp_path) as preemption:
+    said = f"finished and written, only its evaluation will be done again; .* python -m audiolab.resume {tmp_path}"
+    with pytest.raises(Preempted, match=said), Preemption(tmp_path) as preemption:
         task, _ = fit(tmp_path, [1.0, 1.0], preemption, max_epochs=1)
         task.trainer.callbacks.append(SignalAt("on_validation_batch_end", 6))
         task.trainer.validate(task, NoiseData(2, 4, 0, "raise", 0), verbose=False)

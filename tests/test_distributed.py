@@ -112,6 +112,12 @@ def audible(folder: Path) -> dict[str, list[float]]:
     return {name: tensor.flatten().tolist() for name, tensor in weights(folder).items()}
 
 
+def epoch_means(folder: Path) -> list[tuple[str, ...]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        names = ("step", "epoch", "train/loss_epoch", "train/accuracy")
+        return [tuple(row[name] for name in names) for row in csv.DictReader(file) if row["train/loss_epoch"]]
+
+
 SMOOTH = [  # no batch norm, no dropout, a loss that is a mean over utterances
     "model=asvspoof/wavlm_mhfa_tiny",
     "model.dropout=0.0",
@@ -137,6 +143,8 @@ def test_the_step_of_two_processes_is_that_of_one_with_twice_the_batch(tiny_la: 
         gradients.append(torch.cat([moment["exp_avg"].flatten() for moment in moments]))
     assert gradients[0].abs().max() > 1e-4
     assert (gradients[0] - gradients[1]).abs().max() < 1e-5 * gradients[0].abs().max()
+    one, two = (epoch_means(tmp_path / f"out/asvspoof/{name}") for name in ("one", "two"))
+    assert [float(cell) for cell in two[0]] == pytest.approx([float(cell) for cell in one[0]], rel=1e-5)
 
 
 def test_unreadable_files_of_all_processes_are_counted_and_listed_once_and_stop_nobody(
@@ -246,6 +254,7 @@ def test_a_killed_process_and_an_interrupt_stop_a_training_that_then_goes_on_to_
     tiny_la: Path, tmp_path: Path
 ):
     argv = options(tiny_la, tmp_path, *TWO, "data.batch_size=2", "data.num_workers=1", "trainer.max_epochs=3")
+    argv += ["callbacks.checkpoints.every_n_steps=1", "callbacks.checkpoints.keep=30"]
     assert run.main([*argv, "name=whole"]) == 0
     folder = tmp_path / "out/asvspoof/cut"
 
@@ -268,7 +277,7 @@ def test_a_killed_process_and_an_interrupt_stop_a_training_that_then_goes_on_to_
         assert not any(map(alive, children))
         return process.returncode, output, errors
 
-    code, _, errors = stopped_at("step0000006.ckpt", "kill", "audiolab.run", *argv, "name=cut")
+    code, _, errors = stopped_at("step0000007.ckpt", "kill", "audiolab.run", *argv, "name=cut")
     assert code == 1
     said = [line for line in errors.splitlines() if line.startswith("audiolab: process")]
     assert said == [
@@ -276,11 +285,12 @@ def test_a_killed_process_and_an_interrupt_stop_a_training_that_then_goes_on_to_
         f"to go on: python -m audiolab.resume {folder}"
     ]
     assert "Traceback" not in errors
-    code, output, _ = stopped_at("step0000012.ckpt", "interrupt", "audiolab.resume", str(folder))
+    code, output, _ = stopped_at("step0000014.ckpt", "interrupt", "audiolab.resume", str(folder))
     assert code == 130
     assert output.count(f"to go on: python -m audiolab.resume {folder}") == 1
     resume.main([str(folder)])
     assert audible(folder) == audible(tmp_path / "out/asvspoof/whole")
+    assert epoch_means(folder) == epoch_means(tmp_path / "out/asvspoof/whole")
     assert RunFolder.open(folder).results == RunFolder.open(tmp_path / "out/asvspoof/whole").results
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import random
@@ -11,8 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,15 @@ def losses(folder: Path) -> dict[int, str]:
         return {int(row["step"]): row["train/loss_step"] for row in csv.DictReader(file) if row.get("train/loss_step")}
 
 
+def rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without what a clock or a device has measured."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [
+            {name: cell for name, cell in row.items() if cell and not name.startswith(("throughput/", "device/"))}
+            for row in csv.DictReader(file)
+        ]
+
+
 def last_step(folder: Path) -> int:
     return max(losses(folder), default=-1) if (folder / "metrics.csv").is_file() else -1
 
@@ -93,7 +105,7 @@ def assert_the_same(folder: Path, whole: Path, names: tuple[str, ...] = ("last",
     assert json.loads((folder / "metrics.json").read_text()) == json.loads((whole / "metrics.json").read_text())
     expected_losses, found_losses = losses(whole), losses(folder)
     assert {step: expected_losses[step] for step in found_losses} == found_losses
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir() if "damaged" not in path.name) == [
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         "average.ckpt",
         "best.ckpt",
         "calibration.json",
@@ -194,6 +206,8 @@ def test_a_moved_run_goes_on_and_leaves_the_old_place_alone(stopped: Path, whole
     moved = copied(stopped, tmp_path / "elsewhere")
     resume.main([str(moved)])
     assert_the_same(moved, whole)
+    assert rows(moved) == rows(whole)  # the means of the epoch that it was stopped in are those of the whole epoch
+    assert sum("train/loss_epoch" in row and "train/accuracy" in row for row in rows(moved)) == 2
     assert {path: path.stat().st_mtime_ns for path in stopped.rglob("*") if path.is_file()} == before
 
 
@@ -212,6 +226,7 @@ def test_of_damaged_checkpoints_the_one_before_is_used(
     for words in (f"{newest.name} is damaged (it is cut short", f"{flipped.name} is damaged (the checksum of"):
         assert words in said[0]
     assert_the_same(folder, whole)
+    assert not list((folder / "checkpoints").glob("*.damaged"))  # of no more use
 
 
 def test_when_all_are_damaged_training_starts_from_the_beginning(stopped: Path, whole: Path, tmp_path: Path):
@@ -232,7 +247,11 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(base: Path, whole: Path):
     code, _, errors = ended(process)
     assert code == 1
     said = errors.splitlines()[-1]
-    assert "ckpt cannot be written (File too large;" in said and f"python -m audiolab.resume {folder}" in said
+    assert (
+        "ckpt cannot be written (File too large: files may not become larger than" in said
+        and "is intact" in said
+        and f"python -m audiolab.resume {folder}" in said
+    )
     assert "Traceback" not in errors
     assert not list((folder / "checkpoints").glob("*.tmp"))
     assert RunFolder.open(folder).latest_checkpoint is not None
@@ -261,6 +280,39 @@ def test_slurm_queues_the_job_again_and_the_same_command_goes_on(base: Path, who
     assert "last.ckpt" in words  # it was written before
     assert not list(folder.rglob("hpc_ckpt*"))  # Lightning's own handler did not run
     assert run.main(argv) == 0
+    assert_the_same(folder, whole)
+
+
+def test_a_closed_terminal_stops_a_run_that_then_goes_on(base: Path, whole: Path):
+    """A real one, with the progress bar: what is printed after it is gone must not end the run before it is written."""
+    ours, theirs = os.openpty()
+    folder = base / "out/asvspoof/closed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "audiolab.run", *options(base, "name=closed")],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    shown = b""
+
+    def at_work() -> bool:
+        nonlocal shown
+        with suppress(BlockingIOError):
+            shown += os.read(ours, 2**16)
+        return last_step(folder) >= 3
+
+    wait_for(process, at_work)
+    os.close(ours)
+    os.killpg(process.pid, signal.SIGHUP)  # as a shell does with its jobs: data workers get it too
+    assert process.wait(200) == 75, shown.decode()[-3000:]
+    assert step_files(folder)
+    resume.main([str(folder)])
     assert_the_same(folder, whole)
 
 

@@ -20,6 +20,7 @@ from audiolab import resume, run, test
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
 
+STOPPING = "+callbacks.stopping={_target_:lightning.pytorch.callbacks.EarlyStopping"
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = [
     "task=asvspoof",
@@ -335,3 +336,45 @@ def test_tests_on_other_data_of_the_same_name_have_other_folders(finished: Path,
         evaluate(finished, conditions, sets=sets)
     both = next(path for path in (finished / "tests").glob("own-corpus-*") if path not in folders)
     assert set(json.loads((both / "metrics.json").read_text())) == {"eval", "conditions"}
+
+
+@pytest.mark.parametrize("off", ["~callbacks.checkpoints", "~callbacks"])
+def test_without_checkpoints_the_weights_after_training_are_judged_and_kept(
+    tiny_la: Path, tmp_path: Path, off: str, caplog: pytest.LogCaptureFixture
+):
+    argv = options(tiny_la, tmp_path, "name=bare", "augment=asvspoof/none", "trainer.max_epochs=1", off)
+    assert run.main(argv) == 0
+    assert "no callback keeps checkpoints: a run that is stopped starts from the beginning" in caplog.text
+    folder = tmp_path / "out/asvspoof/bare"
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["calibration.json", "model.safetensors"]
+    before = json.loads((folder / "metrics.json").read_text())["eval"]
+    assert test.main([str(folder)]) is None
+    assert json.loads((folder / "metrics.json").read_text())["eval"] == before
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        (
+            "callbacks.checkpoints.monitor=dev/foo",
+            r"checkpoints.monitor=dev/foo is never measured: there are",
+        ),
+        ("callbacks.checkpoints.monitor=foo", r"callbacks.checkpoints.monitor=foo is never measured"),
+        ("callbacks.health.mode=max", r"callbacks.health.mode=max contradicts monitor.mode=min for the same dev/eer"),
+        ("callbacks.curves.monitor=dev/foo", r"callbacks.curves.monitor=dev/foo is never measured"),
+        (f"{STOPPING},monitor:dev/foo}}", r"callbacks.stopping.monitor=dev/foo is never measured"),
+        (f"{STOPPING},monitor:dev/eer,mode:max}}", r"callbacks.stopping.mode=max contradicts"),
+    ],
+)
+def test_what_callbacks_watch_has_to_be_measured(tiny_la: Path, tmp_path: Path, option: str, why: str):
+    with pytest.raises(InputError, match=why):
+        run.main(options(tiny_la, tmp_path, option))
+    assert not (tmp_path / "out").exists()
+
+
+def test_callbacks_may_watch_another_metric_or_what_training_logs(tiny_la: Path, tmp_path: Path):
+    more = ["callbacks.curves.monitor=dev/min_dcf", f"{STOPPING},monitor:train/loss_epoch,patience:1,min_delta:100}}"]
+    argv = options(tiny_la, tmp_path, "name=x", "augment=asvspoof/none", "trainer.max_epochs=3", *more)
+    assert run.main(argv) == 0
+    with (tmp_path / "out/asvspoof/x/metrics.csv").open() as file:
+        assert sum(bool(row["train/loss_epoch"]) for row in csv.DictReader(file)) == 2  # stopped by its mean

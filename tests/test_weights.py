@@ -350,13 +350,13 @@ def test_malicious_weights_are_refused_wherever_weights_are_read(finished: Path,
     shutil.copytree(finished, copy)
     for checkpoint in (copy / "checkpoints").glob("*.ckpt"):
         evil_checkpoint(checkpoint, trace)
-    with pytest.raises(InputError, match="damaged or holds code"):
+    with pytest.raises(InputError, match=r"holds objects other than tensors and plain values \(\w+.system\)"):
         audiolab.load(str(copy))
     for weights in (copy, copy / "checkpoints/best.ckpt"):
-        with pytest.raises(InputError, match="damaged or holds code"):
+        with pytest.raises(InputError, match=r"holds objects other than tensors and plain values \(\w+.system\)"):
             run.main(again(finished, tmp_path, "name=x", f"init.weights={weights}"))
     (copy / "metrics.json").unlink()
-    with pytest.raises((InputError, RunError, pickle.UnpicklingError)):
+    with pytest.raises(InputError, match=r"step\d+.ckpt is refused: it holds objects"):
         launch.resume(RunFolder.open(copy))
     (copy / "checkpoints/best.ckpt").rename(copy / "checkpoints/evil.safetensors")
     with pytest.raises(InputError, match="cannot be read as safetensors"):

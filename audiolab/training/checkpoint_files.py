@@ -6,13 +6,14 @@ Nothing here needs torch: a checkpoint of `torch.save` is a zip archive, and zip
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -62,29 +63,37 @@ def damage(path: Path) -> str | None:
     return f"the checksum of {wrong} does not match" if wrong else None
 
 
-def newest_intact(folder: Path) -> Path | None:
+def newest_intact(folder: Path, refused: Callable[[Path], str | None] = lambda path: None) -> Path | None:
     """Return the newest checkpoint to go on from; damaged ones are set aside and named in a warning.
 
-    Of those set aside one stays, the newest, as `<name>.damaged`. None means that training starts from the beginning.
+    So is one that is whole but that `refused` has something against, unless nothing else is left: it is returned then,
+    to be refused by who reads it. Of those set aside one stays, the newest, as `<name>.damaged`. None means that
+    training starts from the beginning.
     """
     steps, last = step_files(folder), folder / LAST
     candidates = steps
     if last.is_file() and not (steps and steps[0].samefile(last)):
         candidates = [*steps[:1], last, *steps[1:]]  # a copy of the newest, or of the one before: killed in between
     found: list[tuple[Path, str]] = []
-    chosen = None
+    chosen = unsafe = None
     for path in candidates:
         why = damage(path)
-        if why is None:
+        if why is None and (against := refused(path)) is not None:
+            found.append((path, f"is refused ({against})"))
+            unsafe = unsafe or path
+        elif why is None:
             chosen = path
             break
-        found.append((path, why))
+        else:
+            found.append((path, f"is damaged ({why})"))
+    if chosen is None and unsafe is not None:
+        return unsafe
     if found:
         if last.is_file() and any(path.samefile(last) for path, _ in found if path != last):
             last.unlink()
         for path, _ in reversed(found):
             set_aside(path)
-        names = "; ".join(f"{path.name} is damaged ({why})" for path, why in found)
+        names = "; ".join(f"{path.name} {why}" for path, why in found)
         rest = f"going on from {chosen.name}, the one before" if chosen else "training starts again from the beginning"
         log.warning("%s: %s: %s, to the same numbers", folder, names, rest)
     return chosen
@@ -95,6 +104,12 @@ def set_aside(path: Path) -> None:
     for before in path.parent.glob("*.ckpt.damaged"):
         before.unlink(missing_ok=True)
     path.replace(path.with_name(f"{path.name}.damaged"))
+
+
+def remove_damaged(folder: Path) -> None:
+    """Delete what was set aside: of a finished run it is of no more use."""
+    for path in folder.glob("*.ckpt.damaged"):
+        path.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -125,9 +140,8 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         if cause is None:
             raise
         raise RunError(
-            f"{path} cannot be written ({cause.strerror or cause}; {size_mb:.1f} MB of it were written, "
-            f"{_free_mb(path.parent):.0f} MB are free there): make room or lift the limit; the checkpoint before is "
-            f"intact, to go on from it: python -m audiolab.resume {path.parent.parent}"
+            f"{path} cannot be written ({_in_words(cause, path.parent, size_mb)}): {_before(path.parent)}: "
+            f"python -m audiolab.resume {path.parent.parent}"
         ) from error
 
 
@@ -166,6 +180,26 @@ def _os_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _in_words(error: OSError, folder: Path, size_mb: float) -> str:
+    """Return the reason that a file is not written, with the remedy for it."""
+    reason = error.strerror or str(error)
+    if error.errno == errno.EFBIG:
+        return f"{reason}: files may not become larger than {size_mb:.1f} MB here; lift that limit, see ulimit -f"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        quota = ", of which a quota gives you less" if error.errno == errno.EDQUOT else ""
+        return f"{reason}: {size_mb:.1f} MB of it were written, {_free_mb(folder):.0f} MB are free{quota}; make room"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{reason}: make {folder} writable"
+    return f"{reason}, after {size_mb:.1f} MB of it: see to the disk"
+
+
+def _before(folder: Path) -> str:
+    """Return what there is to go on from."""
+    if (folder / LAST).is_file() or step_files(folder):
+        return "the checkpoint before is intact, to go on from it"
+    return "there is no checkpoint yet, to start from the beginning"
 
 
 def _free_mb(folder: Path) -> float:

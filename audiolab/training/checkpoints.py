@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import pickle
+import re
 import time
 import zipfile
 from pathlib import Path
@@ -204,11 +205,38 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: give a run folder that has trained for at least one epoch") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        if (held := _held_object(path, error)) is not None:
+            raise InputError(
+                f"{path} is refused: it holds {held}, and to read that could run code; give a checkpoint that audiolab "
+                "wrote, or weights as .safetensors"
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{path} cannot be read as a checkpoint of tensors and plain values ({reason[:150]}): "
-            "it is damaged or holds code; copy it again from its source"
+            f"{path} cannot be read ({reason[:150]}): it is damaged; copy it again from its source"
         ) from error
     if not isinstance(state, dict) or "state_dict" not in state:
         raise InputError(f"{path} is not a checkpoint of a run: it has no state_dict; give one that audiolab wrote")
     return state
+
+
+def holds_objects(path: Path) -> str | None:
+    """Say which object other than tensors and plain values a checkpoint that is whole holds, None where there is none.
+
+    Its tensors are not read.
+    """
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        held = _held_object(path, error)
+        return None if held is None else f"it holds {held}, which could run code"
+    return None
+
+
+def _held_object(path: Path, error: Exception) -> str | None:
+    """Return what a file holds that `weights_only` refuses, None where it is the file itself that is broken."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return None
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named is None and not zipfile.is_zipfile(path):
+        return None
+    return "objects other than tensors and plain values" + (f" ({named[1]})" if named else "")

@@ -1,16 +1,15 @@
 """A run that is asked to stop writes its state at the next exact moment and ends with exit code 75.
 
-SIGTERM is what clusters, containers and `timeout` send; SLURM sends SIGUSR1 some time before the limit where the job
-asks for it (`#SBATCH --signal=USR1@120`), and the job is then queued again. Lightning's handlers would save inside the
-signal handler, between two batches of one step, or wait for the other processes there: they are replaced.
+SIGTERM is what clusters, containers and `timeout` send, SIGHUP what a closed terminal leaves; SLURM sends SIGUSR1 some
+time before the limit where the job asks for it (`#SBATCH --signal=USR1@120`), and the job is then queued again.
+Lightning's handlers would save inside the signal handler, between two batches of one step, or wait for the other
+processes there: they are replaced.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import threading
 import time
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -20,9 +19,12 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from audiolab.errors import EXIT_PREEMPTED, Preempted
+from audiolab.training.signals import end_as_usual, global_rank, leave_lost_terminal, requeue, say, stop_signals
 
+_TRAINED = "its training is finished and written, only its evaluation will be done again"
 _ONE_REQUEST_S = 2.0  # a signal to the whole process group arrives twice: once directly, once from the parent
 
 
@@ -49,7 +51,9 @@ class Preemption(L.Callback):
         """The signal's number, 0 while there is none."""
         self.written = False
         """Whether the state is written and all processes leave."""
-        self._waits = False
+        self._waits = self._trained = False
+        self._unwritten = "there was nothing newer to write"
+        self._process, self._has_workers, self._told = os.getpid(), False, False
         self._asked_at_s = 0.0
         self._before: dict[int, Any] = {}
 
@@ -59,8 +63,7 @@ class Preemption(L.Callback):
         return next((callback for callback in trainer.callbacks if isinstance(callback, Preemption)), None)
 
     def __enter__(self) -> Preemption:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in _signals()}
+        self._before = {number: signal.getsignal(number) for number in stop_signals()}
         self._install()
         return self
 
@@ -76,13 +79,20 @@ class Preemption(L.Callback):
         for number in self._before:
             signal.signal(number, self._on_signal)
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take note that forked children are data workers from now on."""
+        self._has_workers = True
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals back from Lightning, which has just put its own handlers in place."""
         self._install()
         self._waits = any(isinstance(callback, Checkpoint) for callback in trainer.callbacks)
+        if not self._waits:
+            self._unwritten = "no callback keeps checkpoints, so it starts from the beginning"
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals back here too: an evaluation after training has handlers of its own."""
+        self._trained = self._trained or trainer.state.fn is not TrainerFn.FITTING
         self._install()
 
     on_test_start = on_validation_start
@@ -100,32 +110,43 @@ class Preemption(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End the run before its evaluation."""
-        self._waits = False
+        self._waits, self._trained = False, True
         if self.asked:
-            raise self._ended("its training is finished and written")
+            raise self._ended(_TRAINED)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            self._on_signal_to_child(number)
+            return
+        if number == signal.SIGHUP:
+            leave_lost_terminal()
         if self.written:
             return  # it is ending already, and another process that was faster may have caused this one
-        if self.asked and time.monotonic() - self._asked_at_s <= _ONE_REQUEST_S:
+        again_s = time.monotonic() - self._asked_at_s
+        if self.asked and (number == signal.SIGHUP or again_s <= _ONE_REQUEST_S):  # shell and kernel both send SIGHUP
             return
         if self.asked:
-            self._say(f"audiolab: {self._ended('a second signal came')}")
+            say(f"audiolab: {self._ended('a second signal came')}")
             self._requeue()
             os._exit(EXIT_PREEMPTED)
         self.asked, self._asked_at_s = number, time.monotonic()
         if not self._waits:
-            raise self._ended("there was nothing newer to write")
-        if _global_rank() == 0:
-            self._say(f"audiolab: {signal.Signals(number).name}: stopping at the next step that resumes exactly")
+            raise self._ended(_TRAINED if self._trained else self._unwritten)
+        if global_rank() == 0:
+            say(f"audiolab: {signal.Signals(number).name}: stopping at the next step that resumes exactly")
 
-    @staticmethod
-    def _say(line: str) -> None:
-        os.write(2, f"{line}\n".encode())  # print may be at work where the signal came in
+    def _on_signal_to_child(self, number: int) -> None:
+        """Let data workers feed the run that writes its state: a signal to the process group is not for them.
+
+        A second SIGTERM ends them all the same: it is how their parent gets rid of them.
+        """
+        if not self._has_workers or (number == signal.SIGTERM and self._told):
+            end_as_usual(number)
+        self._told = self._told or number == signal.SIGTERM
 
     def _requeue(self) -> None:
-        if self.asked == signal.SIGUSR1 and _global_rank() == 0:
-            self._say(f"audiolab: {requeue()}")
+        if self.asked == signal.SIGUSR1 and global_rank() == 0:
+            say(f"audiolab: {requeue()}")
 
     def _ended(self, state: str) -> Preempted:
         name = signal.Signals(self.asked).name if self.asked else "a signal to another process"
@@ -137,27 +158,3 @@ def how_to_go_on(folder: Path) -> str:
     if (folder / "config.yaml").is_file():
         return f"to go on: the same command again, or python -m audiolab.resume {folder}"
     return "to go on: the same command again"
-
-
-def requeue() -> str:
-    """Ask SLURM to queue this job again (of an array, this task of it); returns what came of it."""
-    environment = os.environ
-    job = environment["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in environment and "SLURM_ARRAY_TASK_ID" in environment:
-        job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
-        why = done.stderr.strip() if done.returncode else None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        why = str(error)
-    if why is None:
-        return f"SLURM job {job} is queued again"
-    return f"scontrol requeue {job} failed ({why or 'no reason given'}): submit the same command again"
-
-
-def _signals() -> tuple[int, ...]:
-    return (signal.SIGTERM, signal.SIGUSR1) if "SLURM_JOB_ID" in os.environ else (signal.SIGTERM,)
-
-
-def _global_rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from audiolab.audio.recording import Recording
 from audiolab.errors import InputError
+from audiolab.training.epoch_means import LOSS
 from audiolab.training.memory import MemoryGuard
 from audiolab.training.optim import Optimization
 from audiolab.training.sharding import Sharded, shard
@@ -173,14 +174,11 @@ class Task(L.LightningModule, ABC):
         """Return further score files in the field's own formats: file name suffix -> text."""
         return {}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step: the loss and its parts, logged under `train/`."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """One step: the loss, logged as `train/loss_step`, and its parts, of which `EpochMeans` logs the means."""
         loss, parts = self.guard.loss(self, batch) if self.guard else self.loss(batch)
-        size = len(batch["id"])
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
-        for name, value in parts.items():
-            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=size)
-        return loss
+        self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
+        return {"loss": loss, "parts": {name: value.detach() for name, value in {**parts, LOSS: loss}.items()}}
 
     def validation_step(self, batch: Batch | None, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Rows for the evaluation callback; an empty batch is one whose files could all not be read."""
