@@ -207,8 +207,8 @@ def _prepare(data: SpeechData, config: dict[str, Any]) -> list[Finding]:
 def _step(task: Task, data: SpeechData | None, faults: Faults) -> tuple[float | None, list[Finding]]:
     """One forward and backward pass of two real items on the CPU: MiB an item, and whether it works at all."""
     from audiolab.preflight.findings import Finding, size
-    from audiolab.training.data import BadItem, collate
     from audiolab.training.footprint import step_memory
+    from audiolab.training.items import BadItem, collate
 
     try:
         utterances = data.utterances("train")

@@ -28,8 +28,8 @@ from audiolab.tasks.asvspoof.asv_scores import rates_of, read_2019_asv_scores
 from audiolab.tasks.asvspoof.evaluation import metrics_of
 from audiolab.tasks.asvspoof.protocols import Trial
 from audiolab.tasks.asvspoof.trials import SpoofingTrials
-from audiolab.training.data import Utterances, collate
 from audiolab.training.evaluation import join_rows
+from audiolab.training.items import Utterances, collate
 from audiolab.training.sampling import EvalBatches, TrainBatches
 
 ASV = "LA/ASVspoof2019_LA_asv_scores/ASVspoof2019.LA.asv.{}.gi.trl.scores.txt"

@@ -23,7 +23,7 @@ from audiolab.assemble import check, make_trainer
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
 from audiolab.processes import on_processes
-from audiolab.training.data import BadItem, NeverEmpty, Utterances
+from audiolab.training.items import BadItem, NeverEmpty, Utterances
 from audiolab.training.sampling import FILLER, EvalBatches
 from audiolab.training.sharding import blocks
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from audiolab.errors import InputError
 from audiolab.training.averaging import MovingAverage, TopKAverage
-from audiolab.training.data import Item, SpeechData, Utterances
+from audiolab.training.data import SpeechData
+from audiolab.training.items import Item, Utterances
 from audiolab.training.position import Position
 
 VALUES = [5.0, 2.0, 4.0, 2.0, 3.0]  # of the metric, by epoch: the best three are epochs 1, 3 and 4

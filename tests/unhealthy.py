@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from audiolab.tasks.asvspoof.model import FrontEnd
-from audiolab.training.data import Item, SpeechData, Utterances
+from audiolab.training.data import SpeechData
 from audiolab.training.health import Health
+from audiolab.training.items import Item, Utterances
 from audiolab.training.position import Position
 
 OPTIONS = {"monitor": "dev/eer", "mode": "min", "patience": 5, "first_steps": 20, "window_steps": 200}

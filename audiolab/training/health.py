@@ -22,9 +22,9 @@ from audiolab.errors import InputError, RunError
 from audiolab.training import bad_batch, health_rules
 from audiolab.training.bad_batch import Finding, Step
 from audiolab.training.course import Course, Limits
-from audiolab.training.data import collate
 from audiolab.training.evaluation import gather
 from audiolab.training.gradients import UpdateProbe, squared_gradient_norms, squared_norms
+from audiolab.training.items import collate
 from audiolab.training.limits import check_range
 from audiolab.training.sharding import is_sharded
 

@@ -10,7 +10,7 @@ from audiolab.audio.crop import fixed_length
 from audiolab.augment.conditions import check_condition, degrade
 from audiolab.errors import InputError
 from audiolab.tasks.asvspoof.trials import SAMPLE_RATE_HZ, SpoofingTrials
-from audiolab.training.data import Item, Utterances
+from audiolab.training.items import Item, Utterances
 from audiolab.training.randomness import item_generator
 
 

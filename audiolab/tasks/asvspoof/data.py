@@ -19,7 +19,8 @@ from audiolab.tasks.asvspoof.corpora.pooled import PooledCorpora, table_of
 from audiolab.tasks.asvspoof.demo import prepare_demo_corpus
 from audiolab.tasks.asvspoof.protocols import Trial, require_both_classes
 from audiolab.tasks.asvspoof.trials import SpoofingTrials
-from audiolab.training.data import Augment, SpeechData, Utterances
+from audiolab.training.data import Augment, SpeechData
+from audiolab.training.items import Utterances
 
 log = logging.getLogger(__name__)
 

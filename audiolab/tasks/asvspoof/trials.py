@@ -9,7 +9,7 @@ import numpy as np
 from audiolab.audio.crop import fixed_length
 from audiolab.audio.io import read_audio
 from audiolab.tasks.asvspoof.protocols import BONAFIDE, Trial
-from audiolab.training.data import Item, Utterances
+from audiolab.training.items import Item, Utterances
 
 SAMPLE_RATE_HZ = 16_000
 FACTS = ("speaker", "attack", "codec", "vocoder", "source", "corpus")
