@@ -187,11 +187,13 @@ def test_damaged_files_are_named_and_set_aside_and_the_one_before_is_used(
     fit(tmp_path, [2.0, 1.0, 3.0], keep=3)
     folder = tmp_path / "checkpoints"
     assert newest_intact(folder) == folder / "step0000018.ckpt"
-    assert not [record for record in caplog.records if record.name.startswith("audiolab")]
+    assert not [record for record in caplog.records if record.name.startswith("audiolab.training.checkpoint")]
     truncate(folder / "step0000018.ckpt")  # and with it last.ckpt
     flip(folder / "step0000012.ckpt")
     assert newest_intact(folder) == folder / "step0000006.ckpt"
-    [said] = [record.getMessage() for record in caplog.records if record.name.startswith("audiolab")]
+    [said] = [
+        record.getMessage() for record in caplog.records if record.name.startswith("audiolab.training.checkpoint")
+    ]
     assert "step0000018.ckpt is damaged (it is cut short or no checkpoint" in said
     assert "step0000012.ckpt is damaged (the checksum of archive/data/" in said
     assert "going on from step0000006.ckpt" in said
@@ -199,7 +201,7 @@ def test_damaged_files_are_named_and_set_aside_and_the_one_before_is_used(
     caplog.clear()
     (folder / "step0000006.ckpt").write_bytes(b"")
     assert newest_intact(folder) is None
-    assert "training starts again from the beginning" in caplog.messages[0]
+    assert "training starts again from the beginning" in caplog.messages[-1]
     assert names(tmp_path) == ["best.ckpt", "step0000006.ckpt.damaged"]
     assert newest_intact(tmp_path / "nothing") is None
 

@@ -217,7 +217,6 @@ def test_a_second_command_on_a_run_folder_is_refused_while_the_first_lives(whole
         for second in (
             lambda: resume.main([str(folder(tmp_path, "one"))]),
             lambda: run.main(argv),
-            lambda: run.main([*argv, "seed=1"]),
         ):
             with pytest.raises(InputError, match=held):
                 second()
