@@ -106,6 +106,7 @@ def test_unusable_chains():
 
 
 class Training:
+    strategy = None
     training, global_rank, world_size = True, 0, 1
 
 
