@@ -107,7 +107,7 @@ def test_unusable_chains():
 
 class Training:
     strategy = None
-    training, global_rank, world_size = True, 0, 1
+    training, testing, sanity_checking, global_rank, world_size = True, False, False, 0, 1
 
 
 def test_dev_and_eval_never_pass_through_a_chain(tiny_la: Path, tmp_path: Path):
