@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiolab.cluster import num_processes, rank
@@ -54,7 +53,7 @@ def _begin(config: dict[str, Any]) -> dict[str, dict[str, float]]:
 
     assemble.check(config)
     num = num_processes(config["trainer"])
-    with Preemption(Path(config["outputs"]) / config["task"] / config["name"]), KeptWarnings() as before:
+    with Preemption(RunFolder.path_of(config)), KeptWarnings() as before:
         data, task = assemble.prepare(config)
         if rank() == 0:
             before_run(config, data, task, num)

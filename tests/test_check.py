@@ -28,10 +28,11 @@ from audiolab.preflight.disk import check_disk
 from audiolab.preflight.files import FactsCache, read_files
 from audiolab.preflight.findings import Finding, Report
 from audiolab.preflight.lists import examine_lists
-from audiolab.preflight.machine import Gpu, Machine, available_mb, examine_machine, num_cores, resident_mb
+from audiolab.preflight.machine import Gpu, Machine, available_mb, examine_machine, num_cores
 from audiolab.preflight.packages import MALICIOUS, check_packages, check_safety, requirements
 from audiolab.preflight.pretrained import check_pretrained
 from audiolab.preflight.quick import memory_finding
+from audiolab.training.device import resident_mb
 from audiolab.training.footprint import Footprint, checkpoints_mb, footprint, step_memory
 
 PROTOCOL = "LA/ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm.{}.txt"

@@ -254,7 +254,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(base: Path, whole: Path):
     )
     assert "Traceback" not in errors
     assert not list((folder / "checkpoints").glob("*.tmp"))
-    assert RunFolder.open(folder).latest_checkpoint is not None
+    assert RunFolder.open(folder).latest_checkpoint.name == step_files(folder)[-1]  # whole, and nothing was set aside
     resume.main([str(folder)])
     assert_the_same(folder, whole)
 

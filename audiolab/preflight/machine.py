@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from audiolab.preflight.findings import Finding, size
+from audiolab.training.loading import num_cpus
 
 GROUP = "machine"
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
-_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def this_machine(*, gpu_memory: bool = True) -> Machine:
 
 def num_cores(cgroup: Path = _CGROUP) -> int:
     """Return the processors that this process may use: its affinity, and the container's quota where that is less."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = num_cpus()
     quota, _, period = _text(cgroup / "cpu.max").partition(" ")
     return min(allowed, max(1, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else allowed
 
@@ -68,12 +67,6 @@ def available_mb(cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> float | No
         ]
         found.append((int(limit) - int(used) + int(reclaimable[0] if reclaimable else 0)) / 2**20)
     return min(found, default=None)
-
-
-def resident_mb(status: Path = _STATUS) -> float:
-    """Return the memory that this process takes, in MiB; 0 where the system does not tell."""
-    lines = dict(line.split(":", 1) for line in _text(status).splitlines() if ":" in line)
-    return int(lines["VmRSS"].split()[0]) / 2**10 if "VmRSS" in lines else 0.0
 
 
 def examine_machine(machine: Machine, config: dict[str, Any], num_processes: int) -> list[Finding]:

@@ -11,10 +11,11 @@ from audiolab.nn.mamba import Mamba, scan_backend
 from audiolab.preflight.disk import examine_disk
 from audiolab.preflight.findings import Finding
 from audiolab.preflight.lists import examine_lists
-from audiolab.preflight.machine import Machine, examine_machine, resident_mb, this_machine
+from audiolab.preflight.machine import Machine, examine_machine, this_machine
 from audiolab.preflight.memory import check_memory
 from audiolab.preflight.packages import examine_packages
 from audiolab.training.data import SpeechData
+from audiolab.training.device import resident_mb
 from audiolab.training.footprint import Footprint, checkpoints_mb, footprint, num_averages
 from audiolab.training.task import Task
 
