@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiolab.errors import InputError
 from audiolab.nn.depthwise import depthwise_conv
 from audiolab.nn.layer_norm import NormName, make_norm
 

@@ -1,0 +1,1 @@
+"""Speech separation: one waveform for each talker of a mixture."""
