@@ -51,8 +51,13 @@ def test_children_of_a_process_that_trains_nothing_yet_end_without_a_word():
         "import os, signal, time\n"
         "from audiolab.training.signals import stop_before_training\n"
         "stop_before_training()\n"
+        "ready, at_work = os.pipe()\n"
         "child = os.fork()\n"
-        "if child == 0: time.sleep(60)\n"
+        "if child == 0:\n"
+        "    os.write(at_work, b'.')\n"  # a signal before Python is ready in the child is lost
+        "    time.sleep(60)\n"
+        "    os._exit(0)\n"
+        "os.read(ready, 1)\n"
         "os.kill(child, signal.SIGTERM)\n"
         "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )
@@ -66,11 +71,14 @@ def test_children_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str], in
     with Preemption(tmp_path) as preemption:
         if in_trainer:
             preemption.setup(None, None, "fit")
+        ready, at_work = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(at_work, b".")  # a signal before Python is ready in the child is lost
             for _ in range(600):
                 time.sleep(0.1)
             os._exit(0)
+        os.read(ready, 1)
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP, signal.SIGTERM) if in_trainer else ():
             assert os.waitpid(child, os.WNOHANG) == (0, 0)
             os.kill(child, number)
