@@ -1,11 +1,9 @@
-"""Conv-TasNet: masks on a learned filterbank from dilated convolutions (Luo and Mesgarani 2019, arXiv:1809.07454).
+"""The convolutional block of Conv-TasNet (Luo and Mesgarani 2019, arXiv:1809.07454, figure 1).
 
-Shapes: b batch, s speaker, n filters, c channels, t frames.
+Shapes: b batch, c channels, t frames, p taps.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +11,6 @@ from torch import Tensor, nn
 
 from audiolab.nn.depthwise import depthwise_conv
 from audiolab.nn.layer_norm import NormName, make_norm
-
-Mask = Literal["relu", "sigmoid", "softmax"]
 
 
 class Block(nn.Module):

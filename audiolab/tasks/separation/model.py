@@ -1,0 +1,120 @@
+"""Conv-TasNet: masks on a learned filterbank from dilated convolutions (Luo and Mesgarani 2019, arXiv:1809.07454).
+
+Shapes: b batch, s speaker, n filters, c channels, t time or frames.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from audiolab.errors import InputError
+from audiolab.nn.layer_norm import NormName, make_norm
+from audiolab.tasks.separation.blocks import Block
+from audiolab.tasks.separation.framing import Framing, Padding
+from audiolab.tasks.separation.output import Output
+from audiolab.tasks.separation.separator import Separator
+
+Mask = Literal["relu", "sigmoid", "softmax"]
+_CAUSAL_NORMS = ("cLN", "channelwise")
+
+
+class ConvTasNet(Separator):
+    """Encoder, `repeats` stacks of `blocks` blocks whose dilation doubles, masks, decoder.
+
+    Without arguments the paper's form for two speakers, 5,050,545 parameters. Parameters have the neutral names to
+    which `library_weights` brings those of other libraries. Raises InputError for options that contradict each other.
+
+    >>> ConvTasNet(32, bottleneck=16, hidden=32, skip=16, blocks=2, repeats=1)(torch.zeros(1, 100)).shape
+    torch.Size([1, 2, 100])
+    """
+
+    def __init__(
+        self,
+        num_filters: int = 512,
+        kernel_size: int = 16,
+        stride: int = 8,
+        bottleneck: int = 128,
+        hidden: int = 512,
+        skip: int = 128,
+        block_kernel: int = 3,
+        blocks: int = 8,
+        repeats: int = 3,
+        norm: NormName = "gLN",
+        mask: Mask = "sigmoid",
+        num_speakers: int = 2,
+        causal: bool = False,
+        norm_first: bool = False,
+        depthwise_bias: bool = True,
+        last_residual: bool = True,
+        encoder_relu: bool = False,
+        padding: Padding = "full",
+        output: Output = "as_is",
+        recompute: bool = False,
+    ) -> None:
+        super().__init__(num_speakers, output, causal=causal)
+        _check(locals())
+        self.framing = Framing(kernel_size, stride, padding)
+        self.mask_kind, self.encoder_relu, self.recompute = mask, encoder_relu, recompute
+        self.encoder = nn.Conv1d(1, num_filters, kernel_size, stride, bias=False)
+        self.input_norm = make_norm(norm, num_filters)
+        self.bottleneck = nn.Conv1d(num_filters, bottleneck, 1)
+        dilations = [2**i for _ in range(repeats) for i in range(blocks)]
+        self.blocks = nn.ModuleList(
+            Block(
+                bottleneck,
+                hidden,
+                skip,
+                block_kernel,
+                dilation,
+                norm,
+                causal=causal,
+                norm_first=norm_first,
+                depthwise_bias=depthwise_bias,
+                residual=last_residual or i < len(dilations) - 1,
+            )
+            for i, dilation in enumerate(dilations)
+        )
+        self.mask_act = nn.PReLU()
+        self.mask = nn.Conv1d(skip or bottleneck, num_speakers * num_filters, 1)
+        self.decoder = nn.ConvTranspose1d(num_filters, 1, kernel_size, stride, bias=False)
+
+    def separate(self, wave_bt: Tensor) -> Tensor:
+        """Waveform (batch, time) -> estimates (batch, speaker, time), at the level of the input."""
+        encoded_bnt = self.encode(self.framing.pad(wave_bt))
+        estimate_bst = self.decode(self.masks(encoded_bnt), encoded_bnt)
+        return self.framing.crop(estimate_bst, wave_bt.shape[-1])
+
+    def encode(self, padded_bt: Tensor) -> Tensor:
+        """Waveform that spans whole frames -> filterbank (batch, filter, frame)."""
+        encoded_bnt = self.encoder(padded_bt[:, None])
+        return encoded_bnt.relu() if self.encoder_relu else encoded_bnt
+
+    def masks(self, encoded_bnt: Tensor) -> Tensor:
+        """Filterbank -> masks (batch, speaker, filter, frame)."""
+        x_bct = self.bottleneck(self.input_norm(encoded_bnt))
+        skips_bct = None
+        for block in self.blocks:
+            again = self.recompute and torch.is_grad_enabled()
+            residual, skip = checkpoint(block, x_bct, use_reentrant=False) if again else block(x_bct)
+            x_bct = x_bct if residual is None else x_bct + residual
+            skips_bct = skip if skips_bct is None else skips_bct + skip
+        return self.mask_of(x_bct if skips_bct is None else skips_bct)
+
+    def mask_of(self, features_bct: Tensor) -> Tensor:
+        """Sum of the skips, or without them the last residual output -> masks (batch, speaker, filter, frame)."""
+        mask_bsnt = self.mask(self.mask_act(features_bct)).unflatten(1, (self.num_speakers, -1))
+        if self.mask_kind == "softmax":
+            return mask_bsnt.softmax(1)
+        return mask_bsnt.relu() if self.mask_kind == "relu" else mask_bsnt.sigmoid()
+
+    def decode(self, mask_bsnt: Tensor, encoded_bnt: Tensor) -> Tensor:
+        """Masks and filterbank -> estimates (batch, speaker, time) over the span of the frames."""
+        masked_bsnt = mask_bsnt * encoded_bnt[:, None]
+        return self.decoder(masked_bsnt.flatten(0, 1)).unflatten(0, mask_bsnt.shape[:2])[:, :, 0]
+
+
+def _check(options: dict[str, object]) -> None: ...
