@@ -53,6 +53,7 @@ class ConvTasNet(Separator):
         last_residual: bool = True,
         encoder_relu: bool = False,
         padding: Padding = "full",
+        input_eps: float | None = None,
         output: Output = "as_is",
         recompute: bool = False,
     ) -> None:
@@ -64,9 +65,9 @@ class ConvTasNet(Separator):
         self.framing = Framing(kernel_size, stride, padding)
         self.mask_kind, self.encoder_relu, self.recompute = mask, encoder_relu, recompute
         self.encoder = nn.Conv1d(1, num_filters, kernel_size, stride, bias=False)
-        self.input_norm = make_norm(norm, num_filters, _NO_EPS if causal else None)
+        self.input_norm = make_norm(norm, num_filters, _NO_EPS if causal and input_eps is None else input_eps)
         self.bottleneck = nn.Conv1d(num_filters, bottleneck, 1)
-        dilations = [2**i for _ in range(repeats) for i in range(blocks)]
+        self.norm_first, self.dilations = norm_first, [2**i for _ in range(repeats) for i in range(blocks)]
         self.blocks = nn.ModuleList(
             Block(
                 bottleneck,
@@ -78,9 +79,9 @@ class ConvTasNet(Separator):
                 causal=causal,
                 norm_first=norm_first,
                 depthwise_bias=depthwise_bias,
-                residual=last_residual or i < len(dilations) - 1,
+                residual=last_residual or i < len(self.dilations) - 1,
             )
-            for i, dilation in enumerate(dilations)
+            for i, dilation in enumerate(self.dilations)
         )
         self.mask_act = nn.PReLU()
         self.mask = nn.Conv1d(skip or bottleneck, num_speakers * num_filters, 1)
@@ -89,7 +90,7 @@ class ConvTasNet(Separator):
     @property
     def receptive_field_frames(self) -> int:
         """Frames of the filterbank that one frame of the masks depends on, apart from a global norm's."""
-        return 1 + sum((block.depthwise.kernel_size[0] - 1) * block.dilation for block in self.blocks)
+        return 1 + (self.blocks[0].depthwise.kernel_size[0] - 1) * sum(self.dilations)
 
     @property
     def macs_per_frame(self) -> int:
