@@ -23,6 +23,7 @@ from audiolab.nn.layer_norm import EPS
 
 _USUAL_BLOCKS, _USUAL_REPEATS = 8, 3
 
+
 class Library(NamedTuple):
     """A library: patterns of its names and ours (`{i}` the block, `{r}` its repeat), and what holds for all its models."""
 
@@ -52,9 +53,7 @@ LIBRARIES = {
             (r"mask_generator\.output_prelu", "mask_act"),
             (r"mask_generator\.output_conv", "mask"),
             *_layers(r"mask_generator\.conv_layers\.(?P<i>\d+)\.conv_layers\.{}", _LAYERS),
-            *_layers(
-                r"mask_generator\.conv_layers\.(?P<i>\d+)\.{}", {"res_out": "residual", "skip_out": "skip"}
-            ),
+            *_layers(r"mask_generator\.conv_layers\.(?P<i>\d+)\.{}", {"res_out": "residual", "skip_out": "skip"}),
         ],
         {"last_residual": False},
     ),
@@ -120,9 +119,13 @@ def neutral_names(weights: Mapping[str, Tensor], library: str) -> dict[str, Tens
     renamed = {}
     for name, value in weights.items():
         module, _, leaf = name.rpartition(".")
-        found, ours = next(((match, ours) for pattern, ours in patterns if (match := pattern.fullmatch(module))), (None, ""))
+        found, ours = next(
+            ((match, ours) for pattern, ours in patterns if (match := pattern.fullmatch(module))), (None, "")
+        )
         if found is None:
-            raise InputError(f"{name!r} is not a weight of {library}'s ConvTasNet: give the state dict of that model alone")
+            raise InputError(
+                f"{name!r} is not a weight of {library}'s ConvTasNet: give the state dict of that model alone"
+            )
         numbers = {key: int(number) for key, number in found.groupdict().items()}
         block = numbers.get("i", 0) + numbers.get("r", 0) * (max(inner, default=0) + 1)
         ours = f"{ours.format(i=block)}.{_LEAVES.get(leaf, leaf)}"
@@ -175,7 +178,9 @@ def options_of(weights: Mapping[str, Tensor], library: str, arguments: Mapping[s
             "last_residual": f"blocks.{num_blocks - 1}.residual.weight" in shapes,
         }
     except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"these weights of {library}'s ConvTasNet are not complete ({error}): give all of them") from error
+        raise InputError(
+            f"these weights of {library}'s ConvTasNet are not complete ({error}): give all of them"
+        ) from error
     if num_blocks == _USUAL_BLOCKS * _USUAL_REPEATS:
         options |= {"blocks": _USUAL_BLOCKS, "repeats": _USUAL_REPEATS}
     if repeats := {name.split(".")[2] for name in weights if name.startswith("separation.tcn_blocks.")}:
