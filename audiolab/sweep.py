@@ -31,7 +31,7 @@ def run_sweep(overrides: Sequence[str], swept: Sequence[str], name: str, config_
     configs = [
         conf.compose_run(job, f"{name}/{conf.job_name(job, swept)}", config_dir) for job in jobs
     ]  # all are checked before the first starts
-    folders = [Path(config["outputs"]) / config["task"] / config["name"] for config in configs]
+    folders = [RunFolder.path_of(config) for config in configs]
     if len(set(folders)) < len(folders):
         raise InputError("two jobs of this sweep would share a folder: their swept values differ only in punctuation")
 

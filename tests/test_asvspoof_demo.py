@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from audiolab.audio import built_in
 from audiolab.audio.io import audio_info, read_audio
 from audiolab.audio.level import peak_dbfs, rms_dbfs
 from audiolab.errors import InputError
@@ -126,7 +127,7 @@ def test_a_corpus_that_is_there_is_not_made_again_until_the_recipe_changes(tmp_p
     monkeypatch.setattr(demo, "_build", lambda *arguments: (built.append(1), build(*arguments)))
     assert prepare_demo_corpus(root, **SMALLEST) == root and not built
     (root / "ASVspoof2019_LA_dev/flac/stray.flac").write_text("x")
-    monkeypatch.setattr(demo, "_code_digest", lambda: "changed")
+    monkeypatch.setattr(built_in, "code_digest", lambda code: "changed")
     prepare_demo_corpus(root, **SMALLEST, show_progress=False)
     assert built == [1]
     assert not (root / "ASVspoof2019_LA_dev/flac/stray.flac").exists()  # the new one replaced the old one whole
@@ -171,12 +172,12 @@ def test_processes_that_build_at_once_do_no_harm(tmp_path):
 
 
 def test_two_builds_that_finish_together_keep_the_first(tmp_path):
-    stamp = {"corpus": demo._CORPUS}
+    stamp = {"corpus": "a corpus"}
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / demo.STAMP).write_text('{"corpus": "' + demo._CORPUS + '"}')
+        (tmp_path / name / built_in.STAMP).write_text('{"corpus": "a corpus"}')
         (tmp_path / name / "maker").write_text(name)
-        demo._publish(tmp_path / name, tmp_path / "corpus", stamp)
+        built_in._publish(tmp_path / name, tmp_path / "corpus", stamp)
     assert (tmp_path / "corpus/maker").read_text() == "one"
 
 

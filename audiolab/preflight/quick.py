@@ -23,9 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def before_run(config: dict[str, Any], data: SpeechData, task: Task, num_processes: int) -> None:
-    """Warn of what is not fine; raise InputError for what would stop the run later. A finished run is not checked."""
-    if (run_folder(config) / "metrics.json").is_file():
-        return
+    """Warn of what is not fine; raise InputError for what would stop the run later."""
     machine = this_machine(gpu_memory=num_processes == 1)
     needs = footprint(task, num_averages(config["callbacks"] or {}))
     findings = [

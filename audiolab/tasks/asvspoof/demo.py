@@ -7,51 +7,31 @@ tells the classes apart. It lets every command run anywhere in minutes; its numb
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
 import os
-import secrets
-import shutil
-import sys
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import scipy.fft
-from rich.progress import track
 
-from audiolab.audio.espeak import EspeakVoice, synthesize
+from audiolab.audio.built_in import built_in_corpus, make_all
+from audiolab.audio.espeak import synthesize
 from audiolab.audio.io import write_audio
 from audiolab.audio.level import normalize_rms
 from audiolab.audio.resample import resample
+from audiolab.audio.talkers import speak_sentence
 from audiolab.augment import vocoders
 from audiolab.augment.vocoders import Vocoder
 from audiolab.errors import InputError
 
 SAMPLE_RATE = 16000
-STAMP = "recipe.json"
 _CORPUS = "audiolab built-in spoofing corpus"
-_STALE_BUILD_S = 3600
 
 # Talkers are espeak voice variants; no talker is in two splits. The numbers are those of the public corpus's speakers.
 _TRAIN_VARIANTS = ("f1", "f2", "f4", "m1", "m3", "m5", "m7", "Alex", "Annie", "Denis", "linda", "max")
 _DEV_VARIANTS = ("f3", "m2", "Andy", "belinda", "john", "steph")
 _EVAL_VARIANTS = ("f5", "m4", "m8", "Alicia", "david", "Gene", "shelby", "travis")
-
-# A sentence is one of each.
-_WORDS = (
-    ("the old captain", "my younger sister", "a tall stranger", "our new teacher", "the quiet farmer", "her neighbour",
-     "that young doctor", "the tired driver", "his best friend", "a clever painter", "the baker", "the night nurse"),
-    ("found", "carried", "painted", "forgot", "opened", "bought", "repaired", "noticed", "washed", "borrowed",
-     "showed us", "remembered"),
-    ("the green bottle", "a heavy basket", "seven letters", "the broken window", "an empty box", "two silver coins",
-     "the narrow bridge", "a good story", "the yellow jacket", "some fresh bread", "the garden gate", "a paper boat"),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,34 +109,18 @@ def prepare_demo_corpus(
     all, whatever is interrupted and however many processes build at once; it is made again when the arguments or the
     code that makes it have changed. Raises `InputError` where ``root`` holds anything else, or espeak-ng is missing.
     """
-    root = Path(root).resolve()
     sizes = {"train": num_train, "dev": num_dev, "eval": num_eval}
     for split in _SPLITS:
         least = 3 * len(split.attacks)
         if sizes[split.name] < least:
             raise InputError(f"num_{split.name} is {sizes[split.name]}: the built-in corpus needs at least {least}.")
-    stamp = {"corpus": _CORPUS, "seed": seed, "files": sizes, "code": _code_digest()}
-    if _stamp_of(root) == stamp:
-        return root
-    is_ours = _stamp_of(root).get("corpus") == _CORPUS
-    if root.is_file() or (root.is_dir() and not is_ours and any(root.iterdir())):
-        raise InputError(f"{root} holds something else than the built-in corpus: name a new or empty folder for it.")
-    _remove_stale_builds(root)
-    building = root.with_name(f".{root.name}.building-{secrets.token_hex(4)}")
-    if show_progress and not sys.stdout.isatty():  # where no bar shows
-        print(f"making the built-in corpus in {root}: a minute or so, once", file=sys.stderr)
-    try:
-        _build(building, seed, sizes, show_progress)
-        (building / STAMP).write_text(json.dumps(stamp, indent=1) + "\n")
-        _publish(building, root, stamp)
-    except OSError as error:
-        raise InputError(
-            f"the built-in corpus cannot be written to {root} ({error.strerror}): name another folder with "
-            "data.root=, or for all that audiolab keeps with the environment variable AUDIOLAB_CACHE."
-        ) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return root
+
+    def build(folder: Path) -> None:
+        _build(folder, seed, sizes, show_progress)
+
+    code = (_waveform, vocoders, synthesize, speak_sentence, normalize_rms, resample)
+    recipe = {"seed": seed, "files": sizes}
+    return built_in_corpus(root, _CORPUS, recipe, code, build, show_progress=show_progress)
 
 
 def _build(folder: Path, seed: int, sizes: dict[str, int], show_progress: bool) -> None:
@@ -179,11 +143,7 @@ def _build(folder: Path, seed: int, sizes: dict[str, int], show_progress: bool) 
     def make(job: tuple[Path, _Trial]) -> None:
         write_audio(job[0], _waveform(job[1]), SAMPLE_RATE)
 
-    # Threads do: most of the time is spent in NumPy, SciPy and espeak-ng, which let others run.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        done = pool.map(make, jobs)
-        for _ in track(done, "built-in corpus", total=len(jobs), transient=True, disable=not show_progress):
-            pass
+    make_all(jobs, make, show_progress=show_progress)
 
 
 def _trials(split: _Split, num_files: int, seed: tuple[int, int]) -> Iterator[_Trial]:
@@ -211,7 +171,7 @@ def _waveform(trial: _Trial) -> np.ndarray:
     """One file: speak, spoof where it is one, place in silence, and pass through the channel."""
     generator = np.random.default_rng(trial.seed)
     duration = round(generator.uniform(1.5, 2.5) * SAMPLE_RATE)
-    speech = _speak(trial.variant, generator)
+    speech = speak_sentence(trial.variant, generator, SAMPLE_RATE)
     if trial.attack is not None:
         speech = _ATTACKS[trial.attack].make(speech, SAMPLE_RATE, generator)
     lead = round(generator.uniform(0.05, 0.2) * SAMPLE_RATE)
@@ -221,20 +181,6 @@ def _waveform(trial: _Trial) -> np.ndarray:
     speech[:fade] *= ramp
     speech[-fade:] *= ramp[::-1]
     return _channel(np.pad(speech, (lead, duration - lead - len(speech))), generator)
-
-
-def _speak(variant: str, generator: np.random.Generator) -> np.ndarray:
-    """A short sentence at 16 kHz without its silent ends, at -26 dBFS."""
-    text = " ".join(str(generator.choice(words)) for words in _WORDS)
-    voice = EspeakVoice(
-        variant=variant,
-        rate_wpm=int(generator.integers(150, 200)),
-        pitch=int(generator.integers(40, 61)),
-        range=int(generator.integers(35, 66)),
-    )
-    speech = resample(*synthesize(text, voice, seed=int(generator.integers(2**31))), SAMPLE_RATE)
-    loud = np.flatnonzero(np.abs(speech) > 0.01 * np.abs(speech).max())
-    return normalize_rms(speech[loud[0] : loud[-1] + 1], -26.0)
 
 
 def _channel(waveform: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -265,43 +211,6 @@ def _asv_lines(split: _Split, trials: list[_Trial], generator: np.random.Generat
         yield f"bonafide nontarget {score:.4f}"
     for attack in sorted(trial.attack for trial in trials if trial.attack is not None):
         yield f"{attack} spoof {generator.normal(_ATTACKS[attack].asv_mean, 2.0):.4f}"
-
-
-def _stamp_of(root: Path) -> dict[str, object]:
-    try:
-        stamp = json.loads((root / STAMP).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return {}
-    return stamp if isinstance(stamp, dict) else {}
-
-
-def _code_digest() -> str:
-    """Changes with every file whose code shapes the waveforms."""
-    digest = hashlib.sha256()
-    for item in (_waveform, vocoders, synthesize, normalize_rms, resample):
-        digest.update(Path(inspect.getfile(item)).read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _publish(building: Path, root: Path, stamp: dict[str, object]) -> None:
-    """Put the finished folder in place, unless another process has done so meanwhile with the same content."""
-    try:
-        building.rename(root)
-    except OSError:
-        if _stamp_of(root) == stamp:
-            return
-        outdated = building.with_name(f"{building.name}.outdated")
-        root.rename(outdated)
-        building.rename(root)
-        shutil.rmtree(outdated)
-
-
-def _remove_stale_builds(root: Path) -> None:
-    """Folders that killed builds left behind."""
-    for folder in root.parent.glob(f".{root.name}.building-*"):
-        with suppress(FileNotFoundError):  # another process removes it at the same time
-            if time.time() - folder.stat().st_mtime > _STALE_BUILD_S:
-                shutil.rmtree(folder)
 
 
 def _readme(seed: int, sizes: dict[str, int]) -> str:
