@@ -5,7 +5,7 @@ Shapes: b batch, s speaker, n filters, c channels, t time or frames.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from audiolab.tasks.separation.output import Output
 from audiolab.tasks.separation.separator import Separator
 
 Mask = Literal["relu", "sigmoid", "softmax"]
-_CAUSAL_NORMS = ("cLN", "channelwise")
+_SPEAKERS = range(2, 6)
+_NO_EPS = 1e-24  # a causal model's first norm meets every level: its eps only keeps digital silence from 0 / 0
 
 
 class ConvTasNet(Separator):
@@ -56,11 +57,14 @@ class ConvTasNet(Separator):
         recompute: bool = False,
     ) -> None:
         super().__init__(num_speakers, output, causal=causal)
-        _check(locals())
+        sizes = {"num_filters": num_filters, "kernel_size": kernel_size, "stride": stride, "bottleneck": bottleneck}
+        sizes |= {"hidden": hidden, "block_kernel": block_kernel, "blocks": blocks, "repeats": repeats}
+        _check_values(sizes, skip, num_speakers, {"norm": norm, "mask": mask, "padding": padding})
+        _check_together(kernel_size, stride, padding, norm, causal=causal, skip=skip, last_residual=last_residual)
         self.framing = Framing(kernel_size, stride, padding)
         self.mask_kind, self.encoder_relu, self.recompute = mask, encoder_relu, recompute
         self.encoder = nn.Conv1d(1, num_filters, kernel_size, stride, bias=False)
-        self.input_norm = make_norm(norm, num_filters)
+        self.input_norm = make_norm(norm, num_filters, _NO_EPS if causal else None)
         self.bottleneck = nn.Conv1d(num_filters, bottleneck, 1)
         dilations = [2**i for _ in range(repeats) for i in range(blocks)]
         self.blocks = nn.ModuleList(
@@ -81,6 +85,17 @@ class ConvTasNet(Separator):
         self.mask_act = nn.PReLU()
         self.mask = nn.Conv1d(skip or bottleneck, num_speakers * num_filters, 1)
         self.decoder = nn.ConvTranspose1d(num_filters, 1, kernel_size, stride, bias=False)
+
+    @property
+    def receptive_field_frames(self) -> int:
+        """Frames of the filterbank that one frame of the masks depends on, apart from a global norm's."""
+        return 1 + sum((block.depthwise.kernel_size[0] - 1) * block.dilation for block in self.blocks)
+
+    @property
+    def macs_per_frame(self) -> int:
+        """Multiplications of all convolutions for one frame."""
+        weights = [module.weight.numel() for module in self.modules() if isinstance(module, nn.Conv1d)]
+        return sum(weights) + self.num_speakers * self.decoder.weight.numel()
 
     def separate(self, wave_bt: Tensor) -> Tensor:
         """Waveform (batch, time) -> estimates (batch, speaker, time), at the level of the input."""
@@ -117,4 +132,42 @@ class ConvTasNet(Separator):
         return self.decoder(masked_bsnt.flatten(0, 1)).unflatten(0, mask_bsnt.shape[:2])[:, :, 0]
 
 
-def _check(options: dict[str, object]) -> None: ...
+def _check_values(sizes: dict[str, int], skip: int, num_speakers: int, words: dict[str, str]) -> None:
+    """Refuse sizes and words that are outside what there is."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"model.{name}={size} does not fit: give a whole number from 1 up")
+    if skip < 0:
+        raise InputError(f"model.skip={skip} does not fit: give channels of the skip path, 0 for none")
+    if num_speakers not in _SPEAKERS:
+        raise InputError(f"model.num_speakers={num_speakers} does not fit: give {_SPEAKERS[0]} to {_SPEAKERS[-1]}")
+    for (name, word), kind in zip(words.items(), (NormName, Mask, Padding), strict=True):
+        if word not in get_args(kind):
+            raise InputError(f"model.{name}={word!r} does not fit: give one of {', '.join(get_args(kind))}")
+
+
+def _check_together(
+    kernel_size: int, stride: int, padding: str, norm: str, *, causal: bool, skip: int, last_residual: bool
+) -> None:
+    """Refuse options that contradict each other."""
+    if stride > kernel_size:
+        raise InputError(
+            f"model.stride={stride} would leave samples between frames of model.kernel_size={kernel_size}: give at most "
+            "that, half of it as a rule"
+        )
+    if padding == "windows" and 2 * stride != kernel_size:
+        raise InputError(
+            f"model.padding=windows is defined for a stride of half a kernel, not {stride} of {kernel_size}: give "
+            "model.padding=full"
+        )
+    if causal and norm in ("gLN", "BN"):
+        seen = "the whole recording" if norm == "gLN" else "whole batches in training"
+        raise InputError(
+            f"model.norm={norm} looks at {seen}, which a causal model cannot: give model.norm=cLN (or channelwise), or "
+            "model.causal=false"
+        )
+    if not skip and not last_residual:
+        raise InputError(
+            "model.skip=0 takes the masks from the last residual output, which model.last_residual=false leaves out: "
+            "give model.last_residual=true, or a skip path"
+        )

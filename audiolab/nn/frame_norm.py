@@ -1,0 +1,102 @@
+"""Normalisation of each frame by itself or with all frames before it, in few passes over memory.
+
+Shapes: b batch, c channels, t frames. Sums over channels are float32, sums over frames float64: the ten-thousandth frame
+is normalised as exactly as the first, and only (batch, time) is ever kept in double precision.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class CumulativeSums(NamedTuple):
+    """What a cumulative norm remembers of the frames so far: sums in float64 (batch, 1), and their number."""
+
+    value_b1: Tensor
+    square_b1: Tensor
+    num_frames: int
+
+
+def channelwise_norm(x_bct: Tensor, weight_c: Tensor, bias_c: Tensor, eps: float) -> Tensor:
+    """Bring each frame of (batch, channel, time) to mean 0 and variance 1 over its channels, then weigh and shift those.
+
+    Gradients can be taken once.
+
+    >>> channelwise_norm(torch.tensor([[[5.0], [3.0]]]), torch.ones(2), torch.zeros(2), 1e-8)
+    tensor([[[ 1.],
+             [-1.]]])
+    """
+    return _FrameNorm.apply(_at_least_single(x_bct), weight_c, bias_c, eps, None, False)[0]
+
+
+def cumulative_norm(
+    x_bct: Tensor, weight_c: Tensor, bias_c: Tensor, eps: float, before: CumulativeSums | None = None
+) -> tuple[Tensor, CumulativeSums]:
+    """Normalise with mean and variance over the channels of all frames up to the present one; also return their sums.
+
+    `before` are the sums of the frames before these, through which no gradient flows. Gradients can be taken once.
+
+    >>> x_bct, weight_c, bias_c = torch.tensor([[[5.0, 5.0], [3.0, 3.0]]]), torch.ones(2), torch.zeros(2)
+    >>> normed_bct, sums = cumulative_norm(x_bct, weight_c, bias_c, 1e-8)
+    >>> normed_bct[0, 0].tolist(), sums.value_b1.tolist(), sums.num_frames
+    ([1.0, 1.0], [[16.0]], 2)
+    """
+    normed_bct, *last = _FrameNorm.apply(_at_least_single(x_bct), weight_c, bias_c, eps, before, True)
+    return normed_bct, CumulativeSums(*last, x_bct.shape[-1] + (0 if before is None else before.num_frames))
+
+
+def _at_least_single(x_bct: Tensor) -> Tensor:
+    return x_bct.float() if x_bct.dtype in (torch.float16, torch.bfloat16) else x_bct  # of autocast
+
+
+class _FrameNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_bct: Tensor,
+        weight_c: Tensor,
+        bias_c: Tensor,
+        eps: float,
+        before: CumulativeSums | None,
+        cumulative: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        num_channels, num_frames = x_bct.shape[1:]
+        value_bt, square_bt = x_bct.sum(1).double(), x_bct.square().sum(1).double()
+        count_t = torch.full((num_frames,), num_channels, dtype=torch.float64, device=x_bct.device)
+        if cumulative:
+            value_bt, square_bt, count_t = value_bt.cumsum(-1), square_bt.cumsum(-1), count_t.cumsum(-1)
+            if before is not None:
+                value_bt, square_bt = value_bt + before.value_b1, square_bt + before.square_b1
+                count_t = count_t + num_channels * before.num_frames
+        mean_bt = value_bt / count_t
+        scale_bt = ((square_bt / count_t - mean_bt.square()).clamp(min=0) + eps).rsqrt()
+        ctx.save_for_backward(x_bct, weight_c, mean_bt, scale_bt, count_t)
+        ctx.cumulative = cumulative
+        normed_bct = x_bct - mean_bt[:, None].to(x_bct.dtype)
+        normed_bct = normed_bct.mul_(scale_bt[:, None].to(x_bct.dtype))
+        sums = value_bt[:, -1:].clone(), square_bt[:, -1:].clone()
+        ctx.mark_non_differentiable(*sums)
+        return torch.addcmul(bias_c[:, None], normed_bct, weight_c[:, None]), *sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_bct: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x_bct, weight_c, mean_bt, scale_bt, count_t = ctx.saved_tensors
+        product_bct = grad_bct * x_bct
+        toward_mean_bt, toward_scale_bt = (weight_c @ grad_bct).double(), (weight_c @ product_bct).double()
+        # through scale = (square / count - mean^2 + eps)^-1/2 and mean = value / count to the two sums
+        toward_variance_bt = -0.5 * scale_bt**3 * (toward_scale_bt - mean_bt * toward_mean_bt)
+        value_bt = (-scale_bt * toward_mean_bt - 2 * mean_bt * toward_variance_bt) / count_t
+        square_bt = 2 * toward_variance_bt / count_t
+        if ctx.cumulative:  # a frame is part of the sums of all later ones
+            value_bt, square_bt = (sums_bt.flip(-1).cumsum(-1).flip(-1) for sums_bt in (value_bt, square_bt))
+        scale_bt1 = scale_bt[..., None].to(x_bct.dtype)
+        shift_bt1 = (scale_bt * mean_bt)[..., None].to(x_bct.dtype)
+        grad_weight_c = (product_bct @ scale_bt1 - grad_bct @ shift_bt1).sum((0, 2))
+        grad_x_bct = torch.mul(grad_bct, weight_c[:, None], out=product_bct).mul_(scale_bt1.mT)
+        grad_x_bct.addcmul_(x_bct, square_bt[:, None].to(x_bct.dtype)).add_(value_bt[:, None].to(x_bct.dtype))
+        return grad_x_bct, grad_weight_c, grad_bct.sum((0, 2)), None, None, None

@@ -1,0 +1,133 @@
+"""A causal Conv-TasNet sample by sample: what it still needs of the past is kept, and the result is the offline one.
+
+Shapes: b batch, s speaker, n filters, c channels, t time or frames.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiolab.errors import InputError
+from audiolab.nn.frame_norm import CumulativeSums
+from audiolab.nn.layer_norm import CumulativeLayerNorm
+from audiolab.tasks.separation.blocks import Block
+from audiolab.tasks.separation.model import ConvTasNet
+
+
+class ConvTasNetStream:
+    """One recording (or a batch of them side by side) that arrives in chunks of any size.
+
+    The samples of all `step`s and of `flush` are those of the model applied to the whole recording. `model.eval()`
+    first: nothing here is for training. Raises InputError for a model that is not causal.
+
+    >>> model = ConvTasNet(32, bottleneck=16, hidden=32, skip=16, blocks=2, repeats=1, norm="cLN", causal=True).eval()
+    >>> stream = ConvTasNetStream(model)
+    >>> stream.step(torch.zeros(1, 100)).shape, stream.flush().shape
+    (torch.Size([1, 2, 88]), torch.Size([1, 2, 12]))
+    """
+
+    def __init__(self, model: ConvTasNet) -> None:
+        if not model.causal:
+            raise InputError(
+                "this model is not causal and needs the whole recording: stream with one trained with "
+                "model.causal=true model.norm=cLN, or separate long recordings in overlapping chunks"
+            )
+        self.model = model
+        self._start()
+
+    @property
+    def latency_samples(self) -> int:
+        """Samples from the first of a frame to its last: so many must have come before a sample leaves."""
+        return self.model.framing.kernel_size
+
+    @torch.inference_mode()
+    def step(self, chunk_bt: Tensor) -> Tensor:
+        """Take the next samples (batch, any number), return those that no later sample changes (batch, speaker, time)."""
+        if chunk_bt.ndim != 2 or (self._waiting is not None and len(chunk_bt) != len(self._waiting)):
+            raise InputError(f"a chunk of shape {tuple(chunk_bt.shape)} does not continue the stream: give (batch, time)")
+        framing = self.model.framing
+        if self._waiting is None:
+            self._waiting = chunk_bt.new_zeros(len(chunk_bt), framing.left)
+            self._overlap = chunk_bt.new_zeros(len(chunk_bt), self.model.num_speakers, framing.kernel_size - framing.stride)
+        self._num_in += chunk_bt.shape[-1]
+        return self._take(chunk_bt)
+
+    @torch.inference_mode()
+    def flush(self) -> Tensor:
+        """End the recording and return its last samples; the next `step` begins another."""
+        if self._waiting is None or not self._num_in:
+            raise InputError("a stream without a sample cannot be ended: give `step` at least one sample first")
+        framing, num_in, num_out = self.model.framing, self._num_in, self._num_out
+        end = (framing.num_frames(num_in) - 1) * framing.stride + framing.kernel_size - framing.left
+        rest_bst = self._take(self._waiting.new_zeros(len(self._waiting), max(0, end - num_in)))
+        rest_bst = torch.cat([rest_bst, self._overlap], -1)[..., : num_in - num_out]
+        self._start()
+        return F.pad(rest_bst, (0, num_in - num_out - rest_bst.shape[-1]))
+
+    def _start(self) -> None:
+        self._waiting: Tensor | None = None  # samples that are not yet in a whole frame, or also in the next
+        self._skipped = 0  # samples of the padding before the recording that have left already
+        self._num_in = self._num_out = 0
+        self._input_sums: CumulativeSums | None = None
+        self._blocks = [_BlockStream(block) for block in self.model.blocks]
+
+    def _take(self, chunk_bt: Tensor) -> Tensor:
+        """Separate all frames that are whole by now."""
+        framing = self.model.framing
+        wave_bt = torch.cat([self._waiting, chunk_bt], -1)
+        num_frames = max(0, (wave_bt.shape[-1] - framing.kernel_size) // framing.stride + 1)
+        self._waiting = wave_bt[:, num_frames * framing.stride :]
+        if not num_frames:
+            return chunk_bt.new_zeros(len(chunk_bt), self.model.num_speakers, 0)
+        span = (num_frames - 1) * framing.stride + framing.kernel_size
+        encoded_bnt = self.model.encode(wave_bt[:, :span])
+        estimate_bst = self.model.decode(self._masks(encoded_bnt), encoded_bnt)
+        estimate_bst[..., : self._overlap.shape[-1]] += self._overlap
+        num_final = num_frames * framing.stride
+        self._overlap = estimate_bst[..., num_final:]
+        skip = min(framing.left - self._skipped, num_final)
+        self._skipped += skip
+        self._num_out += num_final - skip
+        return estimate_bst[..., skip:num_final]
+
+    def _masks(self, encoded_bnt: Tensor) -> Tensor:
+        normed_bnt, self._input_sums = _norm_step(self.model.input_norm, encoded_bnt, self._input_sums)
+        x_bct, skips_bct = self.model.bottleneck(normed_bnt), None
+        for block in self._blocks:
+            residual, skip = block.step(x_bct)
+            x_bct = x_bct if residual is None else x_bct + residual
+            skips_bct = skip if skips_bct is None else skips_bct + skip
+        return self.model.mask_of(x_bct if skips_bct is None else skips_bct)
+
+
+class _BlockStream:
+    """A block, the frames before the present ones that its depthwise convolution reaches, and its norms' sums."""
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.past_bct: Tensor | None = None
+        self.sums: list[CumulativeSums | None] = [None, None]
+
+    def step(self, x_bct: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        block = self.block
+        x_bct = self._normed(block.expand(x_bct), block.act1, block.norm1, 0)
+        reach = (block.depthwise.kernel_size[0] - 1) * block.dilation
+        past_bct = x_bct.new_zeros(*x_bct.shape[:2], reach) if self.past_bct is None else self.past_bct
+        x_bct = torch.cat([past_bct, x_bct], -1)
+        self.past_bct = x_bct[..., x_bct.shape[-1] - reach :]
+        conv = block.depthwise
+        x_bct = F.conv1d(x_bct, conv.weight, conv.bias, dilation=block.dilation, groups=conv.groups)
+        return block.outputs(self._normed(x_bct, block.act2, block.norm2, 1))
+
+    def _normed(self, x_bct: Tensor, act: nn.Module, norm: nn.Module, place: int) -> Tensor:
+        x_bct = x_bct if self.block.norm_first else act(x_bct)
+        x_bct, self.sums[place] = _norm_step(norm, x_bct, self.sums[place])
+        return act(x_bct) if self.block.norm_first else x_bct
+
+
+def _norm_step(
+    norm: nn.Module, x_bct: Tensor, sums: CumulativeSums | None
+) -> tuple[Tensor, CumulativeSums | None]:
+    return norm.step(x_bct, sums) if isinstance(norm, CumulativeLayerNorm) else (norm(x_bct), None)
