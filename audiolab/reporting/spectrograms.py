@@ -22,8 +22,8 @@ Panel = tuple[str, np.ndarray]
 def spectrograms(rows: Sequence[Sequence[Panel]], sample_rate: int, title: str = "") -> Figure:
     """Draw the level in dB over time and frequency of each (title, signal (time,)), in rows of panels.
 
-    A row of one panel is as wide as the others. The colours span 70 dB below the loudest point of all panels, so that panels can be compared. Raises InputError for
-    no panel and for signals of different lengths.
+    A row of one panel is as wide as the others. The colours span 70 dB below the loudest point of all panels, so that
+    panels can be compared. Raises InputError for no panel and for signals of different lengths.
 
     >>> tone = np.sin(0.3 * np.arange(8000))
     >>> figure = spectrograms([[("mixture", tone)], [("reference", tone), ("estimate", tone)]], 8000)

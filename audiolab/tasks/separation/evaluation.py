@@ -1,10 +1,10 @@
 """What a table of separated mixtures means: metrics, tables by condition, pictures.
 
 A table has one row a mixture: `id`; what the set tells (`num_speakers`, `snr_db` of source 1 in the mixture,
-`genders`, `overlap`, `speakers` joined by `+`, `length_s`); for each source r, counted from 1, `si_sdr_r` of the
-estimate that fits it and `si_sdr_mixture_r` of the mixture, in dB; `permutation` with the number of the estimate of
-each; the means of the row over its sources: `si_sdr`, `si_sdr_mixture`, `si_sdri`, `snr` and, outside training, `sdr`
-and `sdri` of BSS-eval. A silent reference has no value: its cells are NaN, the means leave it out and
+`genders`, `overlap`, `speakers` as in `61/70`, `-` where one is not known, `length_s`); for each source r, from 1 up,
+`si_sdr_r` of the estimate that fits it and `si_sdr_mixture_r` of the mixture, in dB; `permutation` with the number of
+the estimate of each; the means of the row over its sources: `si_sdr`, `si_sdr_mixture`, `si_sdri`, `snr` and, outside
+training, `sdr` and `sdri` of BSS-eval. A silent reference has no value: its cells are NaN, the means leave it out and
 `silent_references` counts it.
 """
 
@@ -27,9 +27,8 @@ from audiolab.reporting.tables import breakdowns
 MEANS = ("si_sdri", "sdri", "si_sdr", "sdr", "snr", "si_sdr_mixture")
 BINS_DB = (-10.0, -5.0, -2.5, 0.0, 2.5, 5.0, 10.0)
 """Where the SNRs of single sources are divided."""
-SEPARATOR = "+"
-"""Stands between the talkers of a mixture."""
 _SHOWN = ("sdri", "si_sdr", "si_sdr_mixture")  # in tables by condition, beside SI-SDRi
+_UNKNOWN = "-"  # a talker
 _OVERLAPS = (0.2, 0.4, 0.6, 0.8)
 
 Cells = Iterator[tuple[str, float]]
@@ -120,12 +119,12 @@ def sources_of(table: pd.DataFrame) -> pd.DataFrame:
 def talkers_of(table: pd.DataFrame) -> list[list[str]]:
     """Return the talkers of each row; a row whose talkers are not known has one of its own.
 
-    >>> talkers_of(pd.DataFrame({"id": ["a", "b"], "speakers": ["61+70", ""]}))
+    >>> talkers_of(pd.DataFrame({"id": ["a", "b"], "speakers": ["61/70", "-/-"]}))
     [['61', '70'], ['mixture b']]
     """
-    speakers = table["speakers"] if "speakers" in table else [""] * len(table)
+    speakers = table["speakers"].str.split("/") if "speakers" in table else [[_UNKNOWN]] * len(table)
     pairs = zip(table["id"], speakers, strict=True)
-    return [text.split(SEPARATOR) if text else [f"mixture {name}"] for name, text in pairs]
+    return [[f"mixture {name}"] if _UNKNOWN in talkers else talkers for name, talkers in pairs]
 
 
 def _means(part: pd.DataFrame) -> Cells:

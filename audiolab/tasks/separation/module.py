@@ -16,7 +16,7 @@ from audiolab.audio.resample import resample
 from audiolab.errors import InputError
 from audiolab.metrics.separation import si_sdr
 from audiolab.reporting.example import Example
-from audiolab.tasks.separation.evaluation import SEPARATOR, figures_of, metrics_of
+from audiolab.tasks.separation.evaluation import figures_of, metrics_of
 from audiolab.tasks.separation.examples import chosen_examples, example_of
 from audiolab.tasks.separation.losses import Criterion
 from audiolab.tasks.separation.scoring import numbers_of, order_of
@@ -167,9 +167,4 @@ def _improvement(estimate_bst: Tensor, sources_bst: Tensor, mixture_bt: Tensor) 
 
 
 def _plain(column: Any) -> list[Any]:
-    """Return a column of a batch as plain values; the talkers of a mixture become one text."""
-    if isinstance(column, Tensor):
-        return column.tolist()
-    if column and isinstance(column[0], (list, tuple)):  # how a batch holds sequences: one tuple a place
-        return [SEPARATOR.join(map(str, names)) for names in zip(*column, strict=True)]
-    return list(column)
+    return column.tolist() if isinstance(column, Tensor) else list(column)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -26,7 +27,7 @@ def order_of(estimate_bet: Tensor, reference_brt: Tensor) -> tuple[Tensor, Tenso
     if estimate_bet.shape[1] == reference_brt.shape[1]:
         return values_ber, best_permutation(known_ber)
     found = [linear_sum_assignment(value, maximize=True)[1] for value in known_ber.mT.cpu().numpy()]
-    return values_ber, torch.as_tensor(found, device=values_ber.device)
+    return values_ber, torch.as_tensor(np.stack(found), device=values_ber.device)
 
 
 def numbers_of(

@@ -46,11 +46,15 @@ class ConvTasNetStream:
     def step(self, chunk_bt: Tensor) -> Tensor:
         """Take the next samples (batch, any number), return those that no later sample changes (batch, speaker, time)."""
         if chunk_bt.ndim != 2 or (self._waiting is not None and len(chunk_bt) != len(self._waiting)):
-            raise InputError(f"a chunk of shape {tuple(chunk_bt.shape)} does not continue the stream: give (batch, time)")
+            raise InputError(
+                f"a chunk of shape {tuple(chunk_bt.shape)} does not continue the stream: give (batch, time)"
+            )
         framing = self.model.framing
         if self._waiting is None:
             self._waiting = chunk_bt.new_zeros(len(chunk_bt), framing.left)
-            self._overlap = chunk_bt.new_zeros(len(chunk_bt), self.model.num_speakers, framing.kernel_size - framing.stride)
+            self._overlap = chunk_bt.new_zeros(
+                len(chunk_bt), self.model.num_speakers, framing.kernel_size - framing.stride
+            )
         self._num_in += chunk_bt.shape[-1]
         return self._take(chunk_bt)
 
@@ -127,7 +131,5 @@ class _BlockStream:
         return act(x_bct) if self.block.norm_first else x_bct
 
 
-def _norm_step(
-    norm: nn.Module, x_bct: Tensor, sums: CumulativeSums | None
-) -> tuple[Tensor, CumulativeSums | None]:
+def _norm_step(norm: nn.Module, x_bct: Tensor, sums: CumulativeSums | None) -> tuple[Tensor, CumulativeSums | None]:
     return norm.step(x_bct, sums) if isinstance(norm, CumulativeLayerNorm) else (norm(x_bct), None)
