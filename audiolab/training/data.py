@@ -43,8 +43,8 @@ class SpeechData(L.LightningDataModule, ABC):
 
     val_sets: list[str]
     test_sets: list[str]
-    sample_rate_hz: ClassVar[int] = 16_000
-    """Rate of `wave` in the batches."""
+    sample_rate_hz: int = 16_000
+    """Rate of `wave` in the batches; a corpus that offers several sets its own on the instance."""
     options_of_the_run: ClassVar[tuple[str, ...]] = ("eval_batch_size",)
     """Options that a test on another corpus keeps from the run, because the model was used with them."""
     options_without_effect: ClassVar[tuple[str, ...]] = ("num_workers",)
