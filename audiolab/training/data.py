@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from audiolab.errors import InputError
 from audiolab.training.augmentation_log import AugmentationLog
 from audiolab.training.items import NeverEmpty, Replacing, Utterances, collate
 from audiolab.training.loading import TimedLoader, num_cpus
+from audiolab.training.preparation import Preparation
 from audiolab.training.processes import gather
 from audiolab.training.randomness import item_generator
 from audiolab.training.sampling import EvalBatches, TrainBatches
@@ -79,6 +80,11 @@ class SpeechData(L.LightningDataModule, ABC):
         self._loud_ids: set[str] = set()
         self.position = (0, 0)
         self.record_folder: Path | None = None
+
+    @classmethod
+    def preparation(cls, section: Mapping[str, Any], seed: int) -> Preparation | None:
+        """Return what makes the corpus of a data section ready before the first run; None: it is read as it lies."""
+        return None
 
     @abstractmethod
     def utterances(self, set_name: str) -> Utterances:

@@ -6,6 +6,7 @@
     metadata/Libri2Mix/libri2mix_{set}_info.csv     mixture_ID,speaker_1_ID,speaker_1_sex,...
     Libri2Mix/wav16k/min/{train-100,dev,test}/{mix_clean,s1,s2}/MIXTURE.wav
     Libri2Mix/wav16k/min/metadata/{mixture,metrics}_{split}_mix_clean.csv
+    train_sources.csv                               file,speaker,sex: the utterances of the training set, to mix anew
 
 Paths in `mixture_*.csv` are relative to the corpus, those of utterances to `LibriSpeech/`. With L samples of a mixture
 (of the shortest utterance, or of the longest in mode max) source i is round(gain_i x utterance_i[:L]) in 16 bits, and
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import csv
 import io
-import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,12 @@ import numpy as np
 from audiolab.audio.io import read_audio, write_audio
 from audiolab.audio.level import rms_dbfs
 from audiolab.errors import InputError
+from audiolab.training.preparation import write_whole
 
 SETS = {"train": ("train-clean-100", "train-100"), "dev": ("dev-clean", "dev"), "test": ("test-clean", "test")}
 """Our sets, and what LibriMix calls them: the folder of the utterances, and that of the mixtures."""
 UTTERANCES = "LibriSpeech"
+SOURCES = "train_sources.csv"
 PEAK_LIMIT = 0.99
 _FULL_SCALE = 32768
 _FAINT_DB = 20.0
@@ -199,7 +201,8 @@ def write_lists(
     mixtures: Sequence[Mixture],
     facts: Sequence[dict[str, Any]],
 ) -> None:
-    """Write the five lists of a set; `facts` are those of `write_mixture`, in the order of the mixtures."""
+    """Write the lists of a set; `facts` are those of `write_mixture`, in the order of the mixtures."""
+    utterances = list(utterances)
     subset, split = SETS[set_name]
     metadata, audio = corpus.folder / "metadata", corpus.folder / corpus.audio_folder / "metadata"
     definition = metadata / corpus.name / f"{corpus.name.lower()}_{subset}.csv"
@@ -209,6 +212,9 @@ def write_lists(
         ("speaker_ID", "sex", "subset", "length", "origin_path"),
         [(one.speaker, one.sex, subset, one.num_samples, one.path) for one in utterances],
     )
+    if set_name == "train":
+        rows = [(f"{UTTERANCES}/{one.path}", one.speaker, one.sex) for one in utterances]
+        _write_csv(corpus.folder / SOURCES, ("file", "speaker", "sex"), rows)
     _write_csv(
         definition,
         ("mixture_ID", *(f"source_{n}_{what}" for n in numbers for what in ("path", "gain"))),
@@ -247,7 +253,4 @@ def write_lists(
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, text.getvalue())
