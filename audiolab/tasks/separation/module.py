@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -85,7 +86,7 @@ class SpeechSeparation(Task):
         BSS-eval's SDR takes longer than separation itself, and is left out while training goes on.
         """
         mixture_bt = batch["wave"]
-        fitting = self._trainer is not None and self._trainer.training_type_is_fitting
+        fitting = self._trainer is not None and self._trainer.state.fn is TrainerFn.FITTING
         numbers = numbers_of(self(mixture_bt).float(), batch["sources"], mixture_bt, bss_eval=not fitting)
         length_s = mixture_bt.shape[-1] / self.sample_rate_hz
         facts = {name: _plain(batch[name]) for name in FACTS if name in batch}
