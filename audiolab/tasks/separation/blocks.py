@@ -8,9 +8,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from audiolab.nn.depthwise import depthwise_conv
-from audiolab.nn.layer_norm import NormName, make_norm
+from audiolab.nn.depthwise import by_hand, depthwise_conv
+from audiolab.nn.fused_block import ActNorm, BlockShape, BlockWeights, fused_block
+from audiolab.nn.layer_norm import EPS, NormName, make_norm
 
 
 class Block(nn.Module):
@@ -32,10 +34,11 @@ class Block(nn.Module):
         norm_first: bool,
         depthwise_bias: bool,
         residual: bool,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
-        self.dilation, self.norm_first = dilation, norm_first
-        self.left = (kernel - 1) * dilation // (1 if causal else 2)
+        left = (kernel - 1) * dilation // (1 if causal else 2)
+        self.shape, self.fusable = BlockShape(dilation, left, norm_first, EPS, recompute), norm == "gLN"
         self.expand = nn.Conv1d(channels, hidden, 1)
         self.act1, self.norm1 = nn.PReLU(), make_norm(norm, hidden)
         self.depthwise = nn.Conv1d(hidden, hidden, kernel, groups=hidden, bias=depthwise_bias)  # holds the parameters
@@ -45,17 +48,42 @@ class Block(nn.Module):
 
     def forward(self, x_bct: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return what is added to the residual path and what to the skip path."""
+        if self.fusable and by_hand(x_bct):
+            outputs_bct = fused_block(x_bct, self._weights(), self.shape)
+        elif self.shape.recompute and torch.is_grad_enabled():
+            outputs_bct = checkpoint(self.outputs, x_bct, use_reentrant=False, preserve_rng_state=False)
+        else:
+            outputs_bct = self.outputs(x_bct)
+        residual_bct, skip_bct = outputs_bct.split([conv.out_channels if conv else 0 for conv in self._ends()], 1)
+        return residual_bct if self.residual else None, skip_bct if self.skip else None
+
+    def outputs(self, x_bct: Tensor) -> Tensor:
+        """Return both outputs, one above the other: what the block computes, and `fused_block` too, by hand."""
         x_bct = self._normed(self.expand(x_bct), self.act1, self.norm1)
         taps_cp = self.depthwise.weight[:, 0]
-        x_bct = depthwise_conv(x_bct, taps_cp, self.depthwise.bias, self.dilation, self.left)
-        return self.outputs(self._normed(x_bct, self.act2, self.norm2))
-
-    def outputs(self, x_bct: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Apply both 1x1 convolutions as one."""
-        convs = [conv for conv in (self.residual, self.skip) if conv is not None]
-        weight, bias = torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
-        parts = iter(F.conv1d(x_bct, weight, bias).split([conv.out_channels for conv in convs], 1))
-        return next(parts) if self.residual else None, next(parts) if self.skip else None
+        x_bct = depthwise_conv(x_bct, taps_cp, self.depthwise.bias, self.shape.dilation, self.shape.left)
+        return F.conv1d(self._normed(x_bct, self.act2, self.norm2), *self._end_weights())
 
     def _normed(self, x_bct: Tensor, act: nn.Module, norm: nn.Module) -> Tensor:
-        return act(norm(x_bct)) if self.norm_first else norm(act(x_bct))
+        return act(norm(x_bct)) if self.shape.norm_first else norm(act(x_bct))
+
+    def _ends(self) -> tuple[nn.Conv1d | None, nn.Conv1d | None]:
+        return self.residual, self.skip
+
+    def _end_weights(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of both 1x1 convolutions as one."""
+        convs = [conv for conv in self._ends() if conv is not None]
+        return torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
+
+    def _weights(self) -> BlockWeights:
+        end_weight, end_bias = self._end_weights()
+        return BlockWeights(
+            self.expand.weight[..., 0],
+            self.expand.bias,
+            ActNorm(self.act1.weight, self.norm1.weight, self.norm1.bias),
+            self.depthwise.weight[:, 0],
+            self.depthwise.bias,
+            ActNorm(self.act2.weight, self.norm2.weight, self.norm2.bias),
+            end_weight[..., 0],
+            end_bias,
+        )

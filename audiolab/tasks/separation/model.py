@@ -79,6 +79,7 @@ class ConvTasNet(Separator):
                 norm_first=norm_first,
                 depthwise_bias=depthwise_bias,
                 residual=last_residual or i < len(dilations) - 1,
+                recompute=recompute,
             )
             for i, dilation in enumerate(dilations)
         )
@@ -113,7 +114,7 @@ class ConvTasNet(Separator):
         x_bct = self.bottleneck(self.input_norm(encoded_bnt))
         skips_bct = None
         for block in self.blocks:
-            again = self.recompute and torch.is_grad_enabled()
+            again = False
             residual, skip = checkpoint(block, x_bct, use_reentrant=False) if again else block(x_bct)
             x_bct = x_bct if residual is None else x_bct + residual
             skips_bct = skip if skips_bct is None else skips_bct + skip
