@@ -14,10 +14,9 @@ from torch.autograd.function import once_differentiable
 
 
 class CumulativeSums(NamedTuple):
-    """What a cumulative norm remembers of the frames so far: sums in float64 (batch, 1), and their number."""
+    """What a cumulative norm remembers of the frames so far: sums of values and squares, and the number of frames."""
 
-    value_b1: Tensor
-    square_b1: Tensor
+    sums_2b1: Tensor
     num_frames: int
 
 
@@ -42,15 +41,37 @@ def cumulative_norm(
 
     >>> x_bct, weight_c, bias_c = torch.tensor([[[5.0, 5.0], [3.0, 3.0]]]), torch.ones(2), torch.zeros(2)
     >>> normed_bct, sums = cumulative_norm(x_bct, weight_c, bias_c, 1e-8)
-    >>> normed_bct[0, 0].tolist(), sums.value_b1.tolist(), sums.num_frames
-    ([1.0, 1.0], [[16.0]], 2)
+    >>> normed_bct[0, 0].tolist(), sums.sums_2b1.flatten().tolist(), sums.num_frames
+    ([1.0, 1.0], [16.0, 68.0], 2)
     """
-    normed_bct, *last = _FrameNorm.apply(_at_least_single(x_bct), weight_c, bias_c, eps, before, True)
-    return normed_bct, CumulativeSums(*last, x_bct.shape[-1] + (0 if before is None else before.num_frames))
+    x_bct = _at_least_single(x_bct)
+    if torch.is_grad_enabled():
+        normed_bct, last_2b1 = _FrameNorm.apply(x_bct, weight_c, bias_c, eps, before, True)
+    else:  # a stream of a few frames at a time notices what autograd costs
+        normed_bct, last_2b1, *_ = _normalise(x_bct, weight_c, bias_c, eps, before, cumulative=True)
+    return normed_bct, CumulativeSums(last_2b1, x_bct.shape[-1] + (0 if before is None else before.num_frames))
 
 
 def _at_least_single(x_bct: Tensor) -> Tensor:
     return x_bct.float() if x_bct.dtype in (torch.float16, torch.bfloat16) else x_bct  # of autocast
+
+
+def _normalise(
+    x_bct: Tensor, weight_c: Tensor, bias_c: Tensor, eps: float, before: CumulativeSums | None, *, cumulative: bool
+) -> tuple[Tensor, ...]:
+    """Return the normed frames, the last sums, and mean, scale and count of each frame in float64."""
+    num_channels, num_frames = x_bct.shape[1:]
+    sums_2bt = torch.stack((x_bct.sum(1), x_bct.square().sum(1))).double()
+    count_t = num_channels * torch.ones(num_frames, dtype=torch.float64, device=x_bct.device)
+    if cumulative:
+        sums_2bt, count_t = sums_2bt.cumsum(-1), count_t.cumsum(-1)
+    if before is not None:
+        sums_2bt, count_t = sums_2bt + before.sums_2b1, count_t + num_channels * before.num_frames
+    mean_bt, square_bt = (sums_2bt / count_t).unbind()
+    scale_bt = ((square_bt - mean_bt.square()).clamp_(min=0) + eps).rsqrt_()
+    normed_bct = (x_bct - mean_bt[:, None].to(x_bct.dtype)).mul_(scale_bt[:, None].to(x_bct.dtype))
+    normed_bct = torch.addcmul(bias_c[:, None], normed_bct, weight_c[:, None])
+    return normed_bct, sums_2bt[..., -1:].clone(), mean_bt, scale_bt, count_t
 
 
 class _FrameNorm(torch.autograd.Function):
@@ -63,24 +84,12 @@ class _FrameNorm(torch.autograd.Function):
         eps: float,
         before: CumulativeSums | None,
         cumulative: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        num_channels, num_frames = x_bct.shape[1:]
-        value_bt, square_bt = x_bct.sum(1).double(), x_bct.square().sum(1).double()
-        count_t = torch.full((num_frames,), num_channels, dtype=torch.float64, device=x_bct.device)
-        if cumulative:
-            value_bt, square_bt, count_t = value_bt.cumsum(-1), square_bt.cumsum(-1), count_t.cumsum(-1)
-            if before is not None:
-                value_bt, square_bt = value_bt + before.value_b1, square_bt + before.square_b1
-                count_t = count_t + num_channels * before.num_frames
-        mean_bt = value_bt / count_t
-        scale_bt = ((square_bt / count_t - mean_bt.square()).clamp(min=0) + eps).rsqrt()
-        ctx.save_for_backward(x_bct, weight_c, mean_bt, scale_bt, count_t)
+    ) -> tuple[Tensor, Tensor]:
+        normed_bct, last_2b1, *rest = _normalise(x_bct, weight_c, bias_c, eps, before, cumulative=cumulative)
+        ctx.save_for_backward(x_bct, weight_c, *rest)
         ctx.cumulative = cumulative
-        normed_bct = x_bct - mean_bt[:, None].to(x_bct.dtype)
-        normed_bct = normed_bct.mul_(scale_bt[:, None].to(x_bct.dtype))
-        sums = value_bt[:, -1:].clone(), square_bt[:, -1:].clone()
-        ctx.mark_non_differentiable(*sums)
-        return torch.addcmul(bias_c[:, None], normed_bct, weight_c[:, None]), *sums
+        ctx.mark_non_differentiable(last_2b1)
+        return normed_bct, last_2b1
 
     @staticmethod
     @once_differentiable

@@ -5,18 +5,24 @@ Shapes: b batch, s speaker, n filters, c channels, t time or frames.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from audiolab.errors import InputError
 from audiolab.nn.layer_norm import NormName, make_norm
 from audiolab.tasks.separation.blocks import Block
 from audiolab.tasks.separation.framing import Framing, Padding
+from audiolab.tasks.separation.library_weights import read_library
 from audiolab.tasks.separation.output import Output
 from audiolab.tasks.separation.separator import Separator
+
+if TYPE_CHECKING:
+    from audiolab.tasks.separation.streaming import ConvTasNetStream
+
+logger = logging.getLogger(__name__)
 
 Mask = Literal["relu", "sigmoid", "softmax"]
 _SPEAKERS = range(2, 6)
@@ -53,6 +59,7 @@ class ConvTasNet(Separator):
         last_residual: bool = True,
         encoder_relu: bool = False,
         padding: Padding = "full",
+        input_eps: float | None = None,
         output: Output = "as_is",
         recompute: bool = False,
     ) -> None:
@@ -61,12 +68,14 @@ class ConvTasNet(Separator):
         sizes |= {"hidden": hidden, "block_kernel": block_kernel, "blocks": blocks, "repeats": repeats}
         _check_values(sizes, skip, num_speakers, {"norm": norm, "mask": mask, "padding": padding})
         _check_together(kernel_size, stride, padding, norm, causal=causal, skip=skip, last_residual=last_residual)
+        self.options = {"stride": stride, "blocks": blocks, "repeats": repeats, "norm": norm, "mask": mask}
+        self.options |= {"causal": causal, "norm_first": norm_first, "encoder_relu": encoder_relu, "padding": padding}
         self.framing = Framing(kernel_size, stride, padding)
-        self.mask_kind, self.encoder_relu, self.recompute = mask, encoder_relu, recompute
+        self.mask_kind, self.encoder_relu = mask, encoder_relu
         self.encoder = nn.Conv1d(1, num_filters, kernel_size, stride, bias=False)
-        self.input_norm = make_norm(norm, num_filters, _NO_EPS if causal else None)
+        self.input_norm = make_norm(norm, num_filters, _NO_EPS if causal and input_eps is None else input_eps)
         self.bottleneck = nn.Conv1d(num_filters, bottleneck, 1)
-        dilations = [2**i for _ in range(repeats) for i in range(blocks)]
+        self.norm_first, self.dilations = norm_first, [2**i for _ in range(repeats) for i in range(blocks)]
         self.blocks = nn.ModuleList(
             Block(
                 bottleneck,
@@ -78,19 +87,71 @@ class ConvTasNet(Separator):
                 causal=causal,
                 norm_first=norm_first,
                 depthwise_bias=depthwise_bias,
-                residual=last_residual or i < len(dilations) - 1,
+                residual=last_residual or i < len(self.dilations) - 1,
                 recompute=recompute,
             )
-            for i, dilation in enumerate(dilations)
+            for i, dilation in enumerate(self.dilations)
         )
         self.mask_act = nn.PReLU()
         self.mask = nn.Conv1d(skip or bottleneck, num_speakers * num_filters, 1)
         self.decoder = nn.ConvTranspose1d(num_filters, 1, kernel_size, stride, bias=False)
 
+    @classmethod
+    def from_library(cls, path: str | Path, **options: Any) -> ConvTasNet:
+        """Build the model whose weights another library wrote to a file, with the outputs that it gives there.
+
+        torchaudio, asteroid, the paper's authors and the seed project are known. `options` are those that the file
+        does not tell or tells wrongly: the activation of the masks, a stride that is not half a kernel, how many blocks
+        make a repeat. Raises InputError for any other file, and for options that do not fit it.
+        """
+        found = read_library(Path(path))
+        if found is None:
+            raise InputError(
+                f"{path} holds no ConvTasNet of torchaudio, asteroid, naplab or the seed project: give one"
+            )
+        options = found.options | options
+        num_blocks = 1 + max(int(name.split(".")[1]) for name in found.weights if name.startswith("blocks."))
+        if "blocks" in options and "repeats" not in options:
+            options["repeats"] = num_blocks // options["blocks"]
+        if options.get("blocks", 0) * options.get("repeats", 0) != num_blocks:
+            raise InputError(f"{path} has {num_blocks} blocks: give blocks=, how many of them make a repeat")
+        if "mask" not in options:
+            raise InputError(f"{path} does not tell the activation of its masks: give mask=relu or mask=sigmoid")
+        model = cls(**options)
+        try:
+            model.load_state_dict(found.weights)
+        except RuntimeError as error:
+            raise InputError(
+                f"{path} does not fit the options {options}: {str(error).splitlines()[1].strip()}"
+            ) from error
+        return model.eval()
+
+    def foreign_weights(self, path: Path) -> dict[str, Tensor] | None:
+        """Return a library's weights under the names of this model, None for a file of no such library.
+
+        Warns of options under which this model would not compute with them what the library does.
+        """
+        found = read_library(path)
+        if found is None:
+            return None
+        told = {name: value for name, value in found.options.items() if self.options.get(name, value) != value}
+        if told:
+            there = " ".join(
+                f"model.{name}={str(value).lower() if value in (0, 1) else value}" for name, value in told.items()
+            )
+            logger.warning("%s are weights of %s's ConvTasNet with %s, which differs here", path, found.library, there)
+        return found.weights
+
+    def stream(self) -> ConvTasNetStream:
+        """Begin a recording that arrives in chunks. Raises InputError unless the model is causal."""
+        from audiolab.tasks.separation.streaming import ConvTasNetStream
+
+        return ConvTasNetStream(self)
+
     @property
     def receptive_field_frames(self) -> int:
         """Frames of the filterbank that one frame of the masks depends on, apart from a global norm's."""
-        return 1 + sum((block.depthwise.kernel_size[0] - 1) * block.dilation for block in self.blocks)
+        return 1 + (self.blocks[0].depthwise.kernel_size[0] - 1) * sum(self.dilations)
 
     @property
     def macs_per_frame(self) -> int:
@@ -114,8 +175,7 @@ class ConvTasNet(Separator):
         x_bct = self.bottleneck(self.input_norm(encoded_bnt))
         skips_bct = None
         for block in self.blocks:
-            again = False
-            residual, skip = checkpoint(block, x_bct, use_reentrant=False) if again else block(x_bct)
+            residual, skip = block(x_bct)
             x_bct = x_bct if residual is None else x_bct + residual
             skips_bct = skip if skips_bct is None else skips_bct + skip
         return self.mask_of(x_bct if skips_bct is None else skips_bct)

@@ -75,7 +75,10 @@ class ConvTasNetStream:
         self._skipped = 0  # samples of the padding before the recording that have left already
         self._num_in = self._num_out = 0
         self._input_sums: CumulativeSums | None = None
-        self._blocks = [_BlockStream(block) for block in self.model.blocks]
+        self._blocks = [
+            _BlockStream(block, dilation, norm_first=self.model.norm_first)
+            for block, dilation in zip(self.model.blocks, self.model.dilations, strict=True)
+        ]
 
     def _take(self, chunk_bt: Tensor) -> Tensor:
         """Separate all frames that are whole by now."""
@@ -107,28 +110,56 @@ class ConvTasNetStream:
 
 
 class _BlockStream:
-    """A block, the frames before the present ones that its depthwise convolution reaches, and its norms' sums."""
+    """A block, the frames before the present ones that its depthwise convolution reaches, and its norms' sums.
 
-    def __init__(self, block: Block) -> None:
-        self.block = block
-        self.past_bct: Tensor | None = None
+    A few frames at a time, calls cost more than arithmetic: weights are brought into the form of matrices once.
+    """
+
+    def __init__(self, block: Block, dilation: int, *, norm_first: bool) -> None:
+        self.block, self.dilation, self.norm_first = block, dilation, norm_first
+        ends = [conv for conv in (block.residual, block.skip) if conv is not None]
+        self.has_residual, self.num_residual = block.residual is not None, block.expand.in_channels
+        self.expand_ci, self.expand_bias_c1 = block.expand.weight[..., 0], block.expand.bias[:, None]
+        self.end_oc = torch.cat([conv.weight[..., 0] for conv in ends])
+        self.end_bias_o1 = torch.cat([conv.bias for conv in ends])[:, None]
+        self.taps = list(block.depthwise.weight.unbind(-1))
+        bias_c = block.depthwise.bias
+        self.tap_bias_c1 = torch.zeros_like(self.taps[0]) if bias_c is None else bias_c[:, None]
+        self.frames_bct: Tensor | None = None  # those before the present ones up to `end`, and room for more
+        self.end = 0
         self.sums: list[CumulativeSums | None] = [None, None]
 
     def step(self, x_bct: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        block = self.block
-        x_bct = self._normed(block.expand(x_bct), block.act1, block.norm1, 0)
-        reach = (block.depthwise.kernel_size[0] - 1) * block.dilation
-        past_bct = x_bct.new_zeros(*x_bct.shape[:2], reach) if self.past_bct is None else self.past_bct
-        x_bct = torch.cat([past_bct, x_bct], -1)
-        self.past_bct = x_bct[..., x_bct.shape[-1] - reach :]
-        conv = block.depthwise
-        x_bct = F.conv1d(x_bct, conv.weight, conv.bias, dilation=block.dilation, groups=conv.groups)
-        return block.outputs(self._normed(x_bct, block.act2, block.norm2, 1))
+        """Return what is added to the residual path and what to the skip path for the next frames."""
+        num_frames = x_bct.shape[-1]
+        x_bct = self._normed(self.expand_ci @ x_bct + self.expand_bias_c1, self.block.act1, self.block.norm1, 0)
+        x_bct = self._with_past(x_bct)
+        y_bct = self.tap_bias_c1
+        for tap, weight_c1 in enumerate(self.taps):
+            first = tap * self.dilation
+            y_bct = torch.addcmul(y_bct, x_bct[..., first : first + num_frames], weight_c1)
+        out_bot = self.end_oc @ self._normed(y_bct, self.block.act2, self.block.norm2, 1) + self.end_bias_o1
+        if not self.has_residual:
+            return None, out_bot
+        skip_bct = out_bot[:, self.num_residual :]
+        return out_bot[:, : self.num_residual], skip_bct if skip_bct.shape[1] else None
+
+    def _with_past(self, x_bct: Tensor) -> Tensor:
+        """Return the frames after those that the convolution reaches back to, which are moved only now and then."""
+        num_frames, reach = x_bct.shape[-1], (len(self.taps) - 1) * self.dilation
+        if self.frames_bct is None or self.end + num_frames > self.frames_bct.shape[-1]:
+            frames_bct = x_bct.new_zeros(*x_bct.shape[:2], reach + max(reach, 4 * num_frames))
+            if self.frames_bct is not None:
+                frames_bct[..., :reach] = self.frames_bct[..., self.end - reach : self.end]
+            self.frames_bct, self.end = frames_bct, reach
+        first, self.end = self.end - reach, self.end + num_frames
+        self.frames_bct[..., self.end - num_frames : self.end] = x_bct
+        return self.frames_bct[..., first : self.end]
 
     def _normed(self, x_bct: Tensor, act: nn.Module, norm: nn.Module, place: int) -> Tensor:
-        x_bct = x_bct if self.block.norm_first else act(x_bct)
+        x_bct = x_bct if self.norm_first else act(x_bct)
         x_bct, self.sums[place] = _norm_step(norm, x_bct, self.sums[place])
-        return act(x_bct) if self.block.norm_first else x_bct
+        return act(x_bct) if self.norm_first else x_bct
 
 
 def _norm_step(norm: nn.Module, x_bct: Tensor, sums: CumulativeSums | None) -> tuple[Tensor, CumulativeSums | None]:
