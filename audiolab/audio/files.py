@@ -15,7 +15,7 @@ class AudioFiles:
 
     >>> AudioFiles(16000, in_memory=True).read("nowhere.wav")
     Traceback (most recent call last):
-    audiolab.audio.io.AudioError: nowhere.wav does not exist: Check the data root and the list that names it.
+    audiolab.audio.io.AudioError: nowhere.wav does not exist. Check the data root and the list that names it.
     """
 
     def __init__(self, sample_rate_hz: int, *, in_memory: bool) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from audiolab.audio.io import AudioError, BadAudioPolicy
 from audiolab.audio.level import LOUDEST
 from audiolab.errors import InputError
+from audiolab.preflight.findings import Finding
 from audiolab.training.augmentation_log import AugmentationLog
 from audiolab.training.items import NeverEmpty, Replacing, Utterances, collate
 from audiolab.training.loading import TimedLoader, num_cpus
@@ -135,6 +136,15 @@ class SpeechData(L.LightningDataModule, ABC):
         are listed too. Raises InputError for a list that cannot be read.
         """
         return pd.DataFrame({"id": self.ids(set_name)})
+
+    @property
+    def sets_of_unseen_speakers(self) -> list[str]:
+        """The sets that may have no speaker of the training set; of other sets a shared one is only warned of."""
+        return []
+
+    def check_contents(self) -> list[Finding]:
+        """Return what only this kind of corpus can tell of its audio, for `audiolab.check`; lists were read before."""
+        return []
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches from the position onwards."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +12,14 @@ from audiolab.audio.files import AudioFiles
 from audiolab.audio.find import missing_files
 from audiolab.build import check_signature
 from audiolab.errors import InputError
+from audiolab.preflight.findings import Finding
+from audiolab.tasks.separation.contents import examine_mixtures
 from audiolab.tasks.separation.corpora import open_corpus
 from audiolab.tasks.separation.corpora.base import MixtureSet, Source
 from audiolab.tasks.separation.dynamic import DynamicMixing, DynamicMixtures, SourcePool, read_sources
 from audiolab.tasks.separation.mixtures import Mixtures, Short
 from audiolab.training.data import Augment, SpeechData
 from audiolab.training.items import Utterances
-
-log = logging.getLogger(__name__)
 
 SETS = ("train", "dev", "test")
 
@@ -180,6 +179,20 @@ class SeparationData(SpeechData):
         table = pd.DataFrame(rows, columns=["id", "file", "speaker", "sex"])
         return table[[name for name in table if not table[name].isin(["", "-"]).all()]]
 
+    @property
+    def sets_of_unseen_speakers(self) -> list[str]:
+        """The test sets, unless that is switched off."""
+        return self.test_sets if self.unseen_speakers else []
+
+    def check_contents(self) -> list[Finding]:
+        """Look whether mixtures and sources belong together, at their levels, and who talks."""
+        return [
+            finding
+            for name, listed in self._listed.items()
+            if not (self.overfit and name == "dev")
+            for finding in examine_mixtures(name, listed, self.sample_rate_hz)
+        ]
+
     def faster_loading(self) -> list[str]:
         """Return the options that could make batches come faster; decoding once is the first of them."""
         return [*([] if self.in_memory else ["data.in_memory=true"]), *super().faster_loading()]
@@ -197,6 +210,8 @@ class SeparationData(SpeechData):
         of: list[str] = []
         for name, listed in new.items():
             paths = [(path, mixture.id) for mixture in listed.mixtures for path in mixture.files]
+            if name == "train" and self._mixes and self.dynamic.sources:
+                paths += [(source.file, source.file) for source in self._sources(listed)]
             absent = dict(paths[index] for index in missing_files(path for path, _ in paths))
             missing |= absent
             of += [f"{len(absent)} of {name}"] if absent else []

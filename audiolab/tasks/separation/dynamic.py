@@ -5,7 +5,6 @@ Shapes: s source, t time.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,10 @@ from audiolab.audio import mixing
 from audiolab.audio.files import AudioFiles
 from audiolab.augment.room import reverberate, room_response
 from audiolab.errors import InputError
-from audiolab.tasks.separation.corpora.base import UNKNOWN, Source
+from audiolab.tasks.separation.corpora.base import UNKNOWN, Source, warn_once
 from audiolab.tasks.separation.mixtures import TRIES, Mixtures, Short, item_of, lengthen
 from audiolab.training.items import Item, Utterances
 from audiolab.training.text_files import read_csv
-
-log = logging.getLogger(__name__)
 
 QUIET_POWER = 1e-6  # -60 dBFS: a window of a source below it is a pause, and another one is drawn
 FADE_S = 0.005  # where a talker begins late or ends early
@@ -89,10 +86,9 @@ class SourcePool:
         distinct = {source.file: source for source in sources}
         unknown = sum(source.speaker == UNKNOWN for source in distinct.values())
         if unknown:
-            log.warning(
-                "the talkers of %d of %d sources are not known: dynamic mixing may mix a talker with himself",
-                unknown,
-                len(distinct),
+            warn_once(
+                f"the talkers of {unknown} of {len(distinct)} sources are not known: dynamic mixing may mix a talker "
+                "with himself"
             )
         talkers: dict[str, list[Source]] = {}
         for source in distinct.values():

@@ -74,7 +74,7 @@ class Mixtures(Utterances):
         """Return the length of a mixture. Raises `AudioError` where a stored mixture and its sources differ in it."""
         lengths = [self.files.num_samples(path) for path in mixture.files]
         if mixture.file is None:
-            return min(lengths) if self.listed.length == "min" else max(lengths)
+            return min(lengths) if self.listed.length == "min" else max(lengths[: len(mixture.sources)])
         for path, length in zip(mixture.files[1:], lengths[1:], strict=True):
             if length != lengths[0]:
                 reason = f"has {length} samples and its mixture {mixture.file} has {lengths[0]}"
@@ -91,7 +91,13 @@ class Mixtures(Utterances):
         sources_st = np.stack(scaled)
         mixture_t = sources_st.sum(axis=0)
         if mixture.noise is not None:
-            mixture_t = mixture_t + self._scaled(mixture.noise.file, mixture.noise.gain, start, stop)
+            noise = mixture.noise
+            times = -(-stop // self.files.num_samples(noise.file))  # more than 1 of `max` mixtures alone
+            if times > 1:
+                whole = self._scaled(noise.file, noise.gain, 0, self.files.num_samples(noise.file))
+                mixture_t = mixture_t + np.tile(whole, times)[start:stop]
+            else:
+                mixture_t = mixture_t + self._scaled(noise.file, noise.gain, start, stop)
         return mixture_t, sources_st
 
     def _scaled(self, path: str, gain: float, start: int, stop: int) -> np.ndarray:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 from audiolab.errors import InputError
+
+log = logging.getLogger(__name__)
 
 Length = Literal["min", "max"]
 UNKNOWN = "-"
@@ -33,8 +37,8 @@ class Mixture(NamedTuple):
     @property
     def files(self) -> list[str]:
         """The audio files that it is read from; noise of a stored mixture is in the mixture already."""
-        own = [self.file] if self.file else [self.noise.file] if self.noise else []
-        return [*own, *(source.file for source in self.sources)]
+        noise = [self.noise.file] if self.noise and not self.file else []
+        return [*([self.file] if self.file else []), *(source.file for source in self.sources), *noise]
 
     @property
     def genders(self) -> str:
@@ -52,13 +56,21 @@ class MixtureSet(NamedTuple):
     """Mixtures, and the list or folder that they are from.
 
     Those that are not stored are as long as their shortest source (`min`) or their longest (`max`), and each scaled
-    source is rounded to multiples of so many 16-bit `steps` (None: not at all).
+    source is rounded to multiples of so many 16-bit `steps` (None: not at all). In `noisy` ones there is more to hear
+    than the sources.
     """
 
     mixtures: list[Mixture]
     source: Path
     length: Length = "min"
     steps: int | None = None
+    noisy: bool = False
+
+
+@cache
+def warn_once(sentence: str) -> None:
+    """Warn, once a process: a run reads its lists twice, first so that their faults come before anything is written."""
+    log.warning(sentence)
 
 
 class Corpus(ABC):

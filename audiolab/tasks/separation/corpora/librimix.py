@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Literal
 
 from audiolab.audio.find import names_in
 from audiolab.errors import InputError
-from audiolab.tasks.separation.corpora.base import UNKNOWN, Length, Mixture, MixtureSet, Source
+from audiolab.tasks.separation.corpora.base import UNKNOWN, Length, Mixture, MixtureSet, Source, warn_once
 from audiolab.tasks.separation.corpora.folders import Folders
 from audiolab.training.text_files import finite_number, read_csv
-
-log = logging.getLogger(__name__)
 
 Kind = Literal["mix_clean", "mix_both"]
 Stored = Literal["auto", "stored", "metadata"]
@@ -69,9 +66,9 @@ class LibriMix(Folders):
         rates = sorted((name for name in names_in(top) if name.startswith("wav")), key=lambda name: (len(name), name))
         rate = wanted if wanted in rates or not rates else rates[-1]
         if rate != wanted:
-            log.warning("%s has no %s: the files of %s are resampled while reading", top, wanted, rate)
+            warn_once(f"{top} has no {wanted}: the files of {rate} are resampled while reading")
         folder = top / rate / self.length
-        if rates and not folder.is_dir():
+        if rates and not folder.is_dir() and (self.stored == "stored" or not self._defined_parts):
             there = sorted(name for name in names_in(top / rate) if name in ("min", "max"))
             raise InputError(
                 f"{top / rate} has no {self.length}/, it has {', '.join(there) or 'neither min/ nor max/'}: set "
@@ -105,20 +102,21 @@ class LibriMix(Folders):
         if part in self._stored_parts:
             path = self._list_of(part)
             if path.is_file():
-                return MixtureSet(self._listed(part, path), path)
-            return MixtureSet(self._with_speakers(part, self.list_folders(self.base / part, self.mixture)), path)
-        if part in self._defined_parts:
-            path = self._definition_of(part)
-            return MixtureSet(self.defined(part), path, self.length, self.steps)
-        there = f"there are {', '.join(self.parts)}" if self.parts else "there are none"
-        raise InputError(f"{self.root} has no part {part} of {self.name} ({self.mixture}): {there} (data.sets)")
+                mixtures = self._listed(part, path)
+            else:
+                path = self.base / part
+                mixtures = self._with_speakers(part, self.list_folders(path, self.mixture))
+        elif part in self._defined_parts:
+            path, mixtures = self._definition_of(part), self.defined(part)
+        else:
+            there = f"there are {', '.join(self.parts)}" if self.parts else "there are none"
+            raise InputError(f"{self.root} has no part {part} of {self.name} ({self.mixture}): {there} (data.sets)")
+        return MixtureSet(mixtures, path, self.length, self.steps, noisy=self.mixture == "mix_both")
 
     def defined(self, part: str) -> list[Mixture]:
         """Return the mixtures of a part as the metadata define them, whether they are stored or not."""
         path = self._definition_of(part)
-        needed = [
-            f"source_{n}_{what}" for n in range(1, self.num_speakers + 1) for what in ("path", "gain")
-        ]  # as published
+        needed = [f"source_{n}_{what}" for n in range(1, self.num_speakers + 1) for what in ("path", "gain")]
         noisy = self.mixture == "mix_both"
         rows = list(read_csv(path, ["mixture_ID", *needed, *(("noise_path", "noise_gain") if noisy else ())]))
         columns = list(rows[0][1])
