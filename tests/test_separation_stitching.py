@@ -242,3 +242,16 @@ def test_chunks_of_any_length_and_distance(shared: Path):
     assert np.concatenate([*parts, stitcher.finish()], axis=1) == pytest.approx(wave, abs=1e-5)
     assert Stitcher(2, RATE).finish().shape == (2, 0)
     assert hann(600)[0] < 1e-9 and hann(600)[300] == 1.0
+
+
+def test_what_overlaps_share_counts_for_more_than_the_voice():
+    """Two noises exchange their colours amid the recording: who goes on without a break is the same speaker."""
+    rng = np.random.default_rng(0)
+    low = np.convolve(rng.standard_normal(16 * RATE), np.hanning(40), "same").astype(np.float32)
+    high = np.diff(rng.standard_normal(16 * RATE), append=0).astype(np.float32)
+    low, high = low / low.std(), high / high.std()
+    wave = np.where(np.arange(16 * RATE) < 9 * RATE, [low, high], [high, low]).astype(np.float32)
+    chunks = np.stack([wave[:, i * RATE : (i + 4) * RATE] for i in range(0, 13, 3)])
+    stitcher = Stitcher(2, RATE)
+    stitched(stitcher, chunks, wave.sum(0), 3 * RATE)
+    assert stitcher.orders == [[0, 1]] * 5
