@@ -91,9 +91,11 @@ def check_together(config: dict[str, Any], task: Task, data: SpeechData) -> None
     task.optimization.parameter_groups(task)
     _callbacks(config, Path())
     data.setup("fit")
+    task.check_data(data)
     if data.feature_cache:
         refuse_cache(data, task)
-    measured = [metric for metric in task.headline if not metric.endswith("_calibrated")]  # known after training only
+    late = task.only_after_training
+    measured = [metric for metric in task.headline if metric not in late and not metric.endswith("_calibrated")]
     known = [f"{set_name}/{metric}" for set_name in data.val_sets for metric in measured]
     if config["monitor"]["metric"] not in known:
         raise InputError(

@@ -109,6 +109,9 @@ def check(config: dict[str, Any], *, quick: bool = False, plots: str | Path | No
         ]
     elif any("file" in listing for listing in sets.values()):
         contents = _contents(config, sets, measured, num, machine.available_mb, plots)
+        if data is not None:
+            with faults:
+                contents += data.check_contents()
     else:
         contents = []
     findings = [
@@ -147,7 +150,7 @@ def _read_lists(data: SpeechData, sets: dict[str, pd.DataFrame], faults: Faults)
             except InputError as error:
                 faults.known.add(str(error))
                 unread.append(Finding("lists", name, "problem", f"the list cannot be used: {error}"))
-    findings = [*unread, *examine_lists(sets)]
+    findings = [*unread, *examine_lists(sets, data.sets_of_unseen_speakers)]
     if any(finding.check in ("classes", "sizes") and finding.state == "problem" for finding in findings):
         for name in sets:
             try:

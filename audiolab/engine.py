@@ -145,6 +145,7 @@ def evaluate_run(
     if sets:
         data.choose_test_sets(list(sets))
     data.setup("test")
+    task.check_data(data)
     trainer = build_trainer(config, Path(out), run, training=False)
     evaluation = evaluation_of(trainer)
     evaluation.calibration = run.calibration

@@ -21,8 +21,10 @@ _held: dict[int, Path] = {}
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, elsewhere: str = "another run needs another name=") -> Iterator[None]:
     """Hold the lock of an existing folder; one that this process holds already is not taken twice.
+
+    `elsewhere` says how to use another folder meanwhile.
 
     Raises InputError that names the process which holds it, or says that the folder is read-only. Where the file
     system has no locks, that is a warning.
@@ -38,7 +40,7 @@ def locked(folder: Path) -> Iterator[None]:
             f"{folder} cannot be written ({error.strerror}): make it writable, or choose another folder with outputs="
         ) from error
     try:
-        _take(descriptor, folder)
+        _take(descriptor, folder, elsewhere)
         _held[descriptor] = folder
         yield
     finally:
@@ -46,13 +48,11 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take(descriptor: int, folder: Path) -> None:
+def _take(descriptor: int, folder: Path, elsewhere: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        raise InputError(
-            f"{folder} is in use by {_holder(descriptor)}: wait for it or end it; another run needs another name="
-        ) from None
+        raise InputError(f"{folder} is in use by {_holder(descriptor)}: wait for it or end it; {elsewhere}") from None
     except OSError as error:  # some network file systems
         log.warning(
             "%s cannot be locked (%s): nothing keeps a second command from writing to it at the same time",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from audiolab.cluster import rank
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
+from audiolab.reporting.example import Example
 from audiolab.reporting.metrics_file import MetricsFile
 from audiolab.reporting.tables import breakdowns
 
@@ -259,6 +261,31 @@ def log_evaluation(
                 content[f"{set_name}/{name}"] = client.Image(figure)
             _log_media(logger.experiment, content, set_name)
             logger.experiment.summary.update({f"{set_name}/{k}": v for k, v in metrics.items() if "/" not in k})
+
+
+def log_examples(loggers: list[Logger], set_name: str, examples: Mapping[str, Example], step: int) -> None:
+    """Send sounds and pictures of a set's examples, `role -> example`, to the loggers that can play and show them."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            writer = logger.experiment
+            for role, example in examples.items():
+                for sound, wave in example.sounds.items():
+                    writer.add_audio(
+                        f"{set_name}/{role}/{sound}", torch.as_tensor(wave)[None], step, example.sample_rate
+                    )
+                if example.figure is not None:
+                    writer.add_figure(f"{set_name}/{role}", example.figure, step, close=False)
+        elif isinstance(logger, WandbLogger):
+            import wandb as client
+
+            content: dict[str, Any] = {}
+            for role, example in examples.items():
+                for sound, wave in example.sounds.items():
+                    clip = client.Audio(wave, sample_rate=example.sample_rate, caption=example.caption)
+                    content[f"{set_name}/{role}/{sound}"] = clip
+                if example.figure is not None:
+                    content[f"{set_name}/{role}"] = client.Image(example.figure, caption=example.caption)
+            _log_media(logger.experiment, content, f"the examples of {set_name}")
 
 
 def log_figure(loggers: list[Logger], name: str, figure: Figure) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -51,3 +52,24 @@ def listed_paths(text: bytes, name: str) -> list[Path]:
     if not paths:
         raise InputError(f"{name} names no files: give one path a line")
     return paths
+
+
+def missing_files(paths: Iterable[str]) -> list[int]:
+    """Return which of many files are not there, by their number; every folder is listed only once."""
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for index, path in enumerate(paths):
+        folder, _, name = path.rpartition("/")
+        if folder not in listed:
+            listed[folder] = names_in(Path(folder))
+        if name not in listed[folder]:
+            missing.append(index)
+    return missing
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the names in a folder; none where there is no such folder."""
+    if not folder.is_dir():
+        return set()
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries}

@@ -20,7 +20,7 @@ from audiolab.errors import InputError
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 _SDR_TAPS = 512  # of BSS-eval, Vincent et al. 2006
-_MOST_ENUMERATED = 3  # talkers up to which all orders are tried; the assignment problem beyond is solved
+_MOST_ENUMERATED = 6  # talkers up to which all 720 orders are tried; the assignment problem beyond is solved
 
 
 def si_sdr(estimate: Tensor, reference: Tensor, zero_mean: bool = True) -> Tensor:
@@ -96,7 +96,7 @@ def pit(estimate: Tensor, reference: Tensor, metric: Metric = si_sdr) -> tuple[T
     """Return the best mean of a metric over speakers and the order of the estimates that gives it.
 
     Both signals are (batch, speaker, time). `best` is (batch,); `permutation` (batch, speaker), and
-    `permutation[b, r]` is the index of the estimate for reference r. All orders are tried for up to three speakers,
+    `permutation[b, r]` is the index of the estimate for reference r. All orders are tried for up to six speakers,
     the Hungarian method finds the best beyond (Kolbaek et al. 2017: utterance-level permutation invariance). A silent
     reference counts for nothing; where all are silent the best is NaN.
 
@@ -127,14 +127,14 @@ def best_permutation(values_ber: Tensor) -> Tensor:
     if num_speakers > _MOST_ENUMERATED:
         found = [linear_sum_assignment(value, maximize=True) for value in values_ber.mT.detach().cpu().double().numpy()]
         return torch.stack([torch.as_tensor(estimates) for _, estimates in found]).to(values_ber.device)
-    orders_pr = _orders(num_speakers).to(values_ber.device)
+    orders_pr = _orders(num_speakers, values_ber.device)
     sums_bp = values_ber[:, orders_pr, torch.arange(num_speakers, device=values_ber.device)].sum(-1)
     return orders_pr[sums_bp.argmax(-1)]
 
 
 @cache
-def _orders(num_speakers: int) -> Tensor:
-    return torch.tensor(list(permutations(range(num_speakers))))
+def _orders(num_speakers: int, device: torch.device) -> Tensor:
+    return torch.tensor(list(permutations(range(num_speakers))), device=device)
 
 
 def _pair(estimate: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

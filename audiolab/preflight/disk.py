@@ -43,6 +43,33 @@ def examine_disk(outputs: Path, run_folder: Path, needed_mb: float | None) -> Fi
     return check_disk(outputs, needed_mb, shutil.disk_usage(there).free / 2**20 + own_mb, _is_writable(there))
 
 
+def examine_space(folder: Path, needed_mb: float, option: str) -> Finding:
+    """Check the disk for a corpus that is written to `folder`, chosen by `option`; what lies there counts as free."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        found = f"{there} is a file, so {folder} cannot be a folder"
+        return Finding(GROUP, "space", "problem", found, f"choose another one with {option}=")
+    if not _is_writable(there):
+        return Finding(GROUP, "space", "problem", f"{there} cannot be written", f"choose another folder with {option}=")
+    own_mb = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+    return check_space(folder, needed_mb, shutil.disk_usage(there).free / 2**20 + own_mb, option)
+
+
+def check_space(folder: Path, needed_mb: float, free_mb: float, option: str) -> Finding:
+    """Compare what a corpus takes with what is free.
+
+    >>> check_space(Path("mixtures"), 6000.0, 4000.0, "data.prepared").found
+    'about 5.9 GiB will be written to mixtures and 3.9 GiB are free, which does not suffice'
+    """
+    found = f"about {size(needed_mb)} will be written to {folder} and {size(free_mb)} are free"
+    remedy = f"free some, or choose another disk with {option}="
+    if free_mb < needed_mb:
+        return Finding(GROUP, "space", "problem", f"{found}, which does not suffice", remedy)
+    if free_mb < _TIGHT * needed_mb:
+        return Finding(GROUP, "space", "warning", f"{found}, which leaves little room", remedy)
+    return Finding(GROUP, "space", "ok", found)
+
+
 def _is_writable(folder: Path) -> bool:
     """Try: permissions alone do not tell on a read-only or full file system."""
     try:

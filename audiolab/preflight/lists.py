@@ -6,7 +6,7 @@ other facts (`audiolab.training.data.SpeechData.listing`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import combinations
 
 import pandas as pd
@@ -19,8 +19,8 @@ _UNKNOWN = ("", "-", "unknown")
 _LARGE_FACT = 0.5  # a column with more different values than this share of the rows is no category
 
 
-def examine_lists(sets: Mapping[str, pd.DataFrame]) -> list[Finding]:
-    """Check the listings of all sets, by name.
+def examine_lists(sets: Mapping[str, pd.DataFrame], unseen_speakers: Collection[str] = ()) -> list[Finding]:
+    """Check the listings of all sets, by name; a speaker of `train` in a set of `unseen_speakers` is a problem.
 
     >>> train = pd.DataFrame({"id": ["a", "b"], "label": ["x", "y"], "speaker": ["s1", "s2"]})
     >>> dev = pd.DataFrame({"id": ["c", "d"], "label": ["x", "x"], "speaker": ["s2", "s3"]})
@@ -33,7 +33,7 @@ def examine_lists(sets: Mapping[str, pd.DataFrame]) -> list[Finding]:
         *_facts(sets),
         *_repeated(sets, "id", "ids"),
         *_repeated(sets, "file", "files"),
-        *_shared(sets, "speaker"),
+        *_shared(sets, "speaker", unseen_speakers),
         *_shared(sets, "session"),
     ]
 
@@ -103,9 +103,15 @@ def _repeated(sets: Mapping[str, pd.DataFrame], column: str, plural: str) -> lis
     return _told(plural, "problem", shared, remedy)
 
 
-def _shared(sets: Mapping[str, pd.DataFrame], column: str) -> list[Finding]:
+def _shared(sets: Mapping[str, pd.DataFrame], column: str, unseen: Collection[str] = ()) -> list[Finding]:
+    """Values of a column that two sets list; those of `train` in a set of `unseen` must not be."""
+    shared = _overlaps(sets, lambda listing: _values(listing, column))
+    refused = {pair: found for pair, found in shared.items() if "train" in pair and set(pair) & set(unseen)}
     remedy = "numbers on that set say nothing about new ones: divide anew, or say so where they are quoted"
-    return _told(f"{column}s", "warning", _overlaps(sets, lambda listing: _values(listing, column)), remedy)
+    return [
+        *_told(f"{column}s", "problem", refused, "divide anew: what was trained on cannot be judged on"),
+        *_told(f"{column}s", "warning", {pair: shared[pair] for pair in shared if pair not in refused}, remedy),
+    ]
 
 
 def _told(check: str, state: State, shared: Mapping[tuple[str, str], set[str]], remedy: str) -> list[Finding]:

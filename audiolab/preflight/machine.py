@@ -75,6 +75,9 @@ def examine_machine(machine: Machine, config: dict[str, Any], num_processes: int
     >>> config = {"trainer": {"accelerator": "cpu", "devices": 1}, "data": {"num_workers": 0}}
     >>> [finding.found for finding in examine_machine(Machine(2, 8192.0, ()), config, 1)]
     ['2 cores, 8.0 GiB of memory free', 'none', '1 process, on cpu']
+    >>> config["trainer"]["precision"] = "bf16-mixed"
+    >>> examine_machine(Machine(2, 8192.0, ()), config, 1)[-1].state
+    'warning'
     """
     trainer, workers = config["trainer"], config["data"].get("num_workers", 0)
     memory = "" if machine.available_mb is None else f", {size(machine.available_mb)} of memory free"
@@ -92,6 +95,10 @@ def examine_machine(machine: Machine, config: dict[str, Any], num_processes: int
     device = "cpu" if not machine.gpus and accelerator == "auto" else accelerator
     processes = f"{num_processes} process{'es' * (num_processes != 1)}"
     findings.append(Finding(GROUP, "trainer", "ok", f"{processes}, on {'gpu' if device == 'auto' else device}"))
+    precision = str(trainer.get("precision", "32-true"))
+    if device == "cpu" and "16" in precision:
+        found = f"{precision} on a CPU, where half precision is up to 20 times slower than single"
+        findings.append(Finding(GROUP, "precision", "warning", found, "give trainer.precision=32-true"))
     return findings
 
 

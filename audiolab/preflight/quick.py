@@ -32,7 +32,7 @@ def before_run(config: dict[str, Any], data: SpeechData, task: Task, num_process
         *examine_machine(machine, config, num_processes),
         memory_finding(config, needs, None, machine, num_processes),
         disk_finding(config, needs),
-        *examine_lists({name: data.listing(name) for name in data.listed_sets}),
+        *examine_lists({name: data.listing(name) for name in data.listed_sets}, data.sets_of_unseen_speakers),
     ]
     for finding in findings:
         if finding.state == "warning":

@@ -55,7 +55,7 @@ def det_plot(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = ""
     ticks = DET_TICKS if max(eers.values()) <= 0.4 else DET_TICKS_WIDE
     limits = ndtri((ticks[0], ticks[-1]))
     legend_columns = 2 if len(systems) > 3 and max(map(len, systems)) <= 16 else 1
-    figure, axes = _figure(5.0, 5.3 + 0.22 * math.ceil(len(systems) / legend_columns), title)
+    figure, axes = new_figure(5.0, 5.3 + 0.22 * math.ceil(len(systems) / legend_columns), title)
     axes.plot(limits, limits, color="#CCCCCC", linewidth=0.8, zorder=1)
     for index, (name, (miss, false_alarm)) in enumerate(curves.items()):
         style: dict[str, Any] = {
@@ -90,7 +90,7 @@ def score_histogram(bonafide: ArrayLike, spoof: ArrayLike, threshold: float | No
     'Density'
     """
     classes = as_scores(bonafide, "bona fide"), as_scores(spoof, "spoof")
-    figure, axes = _figure(6.0, 4.0, title)
+    figure, axes = new_figure(6.0, 4.0, title)
     everything = np.concatenate(classes)
     edges = np.histogram_bin_edges(everything, bins=NUM_BINS)
     labels = [f"Bona fide ({classes[0].size:,})", f"Spoofed ({classes[1].size:,})"]
@@ -141,7 +141,7 @@ def attack_bars(
         )
     order = np.argsort(-bars, kind="stable") if sort else np.arange(len(names))
     bars, rows = bars[order], np.arange(len(names))
-    figure, axes = _figure(6.0, 1.1 + 0.27 * (len(names) + (overall is not None)), title)
+    figure, axes = new_figure(6.0, 1.1 + 0.27 * (len(names) + (overall is not None)), title)
     axes.barh(rows, np.nan_to_num(bars), height=0.72, color=SKY, edgecolor=BLUE, linewidth=0.8, zorder=2)
     right = np.nan_to_num(bars)
     if bounds is not None:
@@ -187,7 +187,7 @@ def heat_map(
     if cells.shape != (len(rows), len(columns)) or not cells.size:
         raise InputError(f"The values have shape {cells.shape}: pass ({len(rows)}, {len(columns)}), one a cell.")
     name_in = 0.075 * max(map(len, rows))
-    figure, axes = _figure(1.6 + name_in + 0.52 * len(columns), 1.3 + 0.27 * len(rows), title)
+    figure, axes = new_figure(1.6 + name_in + 0.52 * len(columns), 1.3 + 0.27 * len(rows), title)
     image = axes.imshow(np.ma.masked_invalid(cells), cmap="viridis", aspect="auto")
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     bar.set_label(quantity)
@@ -216,7 +216,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def _figure(width_in: float, height_in: float, title: str) -> tuple[Figure, Axes]:
+def new_figure(width_in: float, height_in: float, title: str) -> tuple[Figure, Axes]:
+    """Return an empty figure in the house style, and its axes."""
     figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -36,7 +36,7 @@ def check_writable(folder: Path, option: str = "-o") -> None:
 
 def write_scores(path: Path, table: pd.DataFrame) -> None:
     """Write `<set>.csv` with full float64 precision and `<set>.json` with the facts in `table.attrs`."""
-    write_text(path, table.to_csv(index=False))
+    write_text(path, table.to_csv(index=False, na_rep="nan"))
     write_text(path.with_suffix(".json"), json.dumps(table.attrs, indent=1))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,9 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from audiolab.audio.io import AudioError, BadAudioPolicy
 from audiolab.audio.level import LOUDEST
 from audiolab.errors import InputError
+from audiolab.preflight.findings import Finding
 from audiolab.training.augmentation_log import AugmentationLog
 from audiolab.training.items import NeverEmpty, Replacing, Utterances, collate
 from audiolab.training.loading import TimedLoader, num_cpus
+from audiolab.training.preparation import Preparation
 from audiolab.training.processes import gather
 from audiolab.training.randomness import item_generator
 from audiolab.training.sampling import EvalBatches, TrainBatches
@@ -43,8 +45,8 @@ class SpeechData(L.LightningDataModule, ABC):
 
     val_sets: list[str]
     test_sets: list[str]
-    sample_rate_hz: ClassVar[int] = 16_000
-    """Rate of `wave` in the batches."""
+    sample_rate_hz: int = 16_000
+    """Rate of `wave` in the batches; a corpus that offers several sets its own on the instance."""
     options_of_the_run: ClassVar[tuple[str, ...]] = ("eval_batch_size",)
     """Options that a test on another corpus keeps from the run, because the model was used with them."""
     options_without_effect: ClassVar[tuple[str, ...]] = ("num_workers",)
@@ -79,6 +81,11 @@ class SpeechData(L.LightningDataModule, ABC):
         self._loud_ids: set[str] = set()
         self.position = (0, 0)
         self.record_folder: Path | None = None
+
+    @classmethod
+    def preparation(cls, section: Mapping[str, Any], seed: int) -> Preparation | None:
+        """Return what makes the corpus of a data section ready before the first run; None: it is read as it lies."""
+        return None
 
     @abstractmethod
     def utterances(self, set_name: str) -> Utterances:
@@ -129,6 +136,15 @@ class SpeechData(L.LightningDataModule, ABC):
         are listed too. Raises InputError for a list that cannot be read.
         """
         return pd.DataFrame({"id": self.ids(set_name)})
+
+    @property
+    def sets_of_unseen_speakers(self) -> list[str]:
+        """The sets that may have no speaker of the training set; of other sets a shared one is only warned of."""
+        return []
+
+    def check_contents(self) -> list[Finding]:
+        """Return what only this kind of corpus can tell of its audio, for `audiolab.check`; lists were read before."""
+        return []
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches from the position onwards."""

@@ -20,6 +20,7 @@ from audiolab.reporting.tables import breakdowns
 from audiolab.tracking import log_evaluation
 from audiolab.training.calibration import fitted_on
 from audiolab.training.data import SpeechData
+from audiolab.training.examples import show_examples
 from audiolab.training.processes import gather
 from audiolab.training.sampling import FILLER
 from audiolab.training.task import Task
@@ -121,6 +122,9 @@ class Evaluation(L.Callback):
             table.attrs = {**data.context(set_name), "set": set_name, "skipped": len(skipped & set(data.ids(set_name)))}
             if trainer.state.fn is TrainerFn.FITTING:
                 self._judge_epoch(task, set_name, table)
+                every = task.examples_every_n_epochs
+                if every is not None and (trainer.current_epoch + 1) % every == 0:
+                    show_examples(trainer, task, set_name, table, self.folder)
                 continue
             for name, part in {set_name: table, **data.parts(set_name, table)}.items():
                 if self.calibration is not None and not fitted_on(self.calibration, part):
@@ -130,6 +134,7 @@ class Evaluation(L.Callback):
                 self._log(task, name)
                 if trainer.is_global_zero:
                     self._write(trainer, task, name, part, self.results[name])
+            show_examples(trainer, task, set_name, table, self.folder)
 
     def _judge_epoch(self, task: Task, set_name: str, table: pd.DataFrame) -> None:
         """Judge an epoch of training by what is logged, without breakdowns; an undefined metric is NaN, never best."""
@@ -138,7 +143,8 @@ class Evaluation(L.Callback):
             self.results[set_name] = task.metrics(table)
         except UndefinedMetricError as error:
             log.warning("%s is not measured in this epoch: %s", set_name, error)
-            self.results[set_name] = dict.fromkeys(task.headline, math.nan)
+            measured = [name for name in task.headline if name not in task.only_after_training]
+            self.results[set_name] = dict.fromkeys(measured, math.nan)
         self._log(task, set_name)
 
     def _log(self, task: Task, set_name: str) -> None:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
 import pandas as pd
@@ -17,10 +17,14 @@ from torch import Tensor, nn
 
 from audiolab.audio.recording import Recording
 from audiolab.errors import InputError
+from audiolab.reporting.example import Example
 from audiolab.training.epoch_means import LOSS
 from audiolab.training.memory import MemoryGuard
 from audiolab.training.optim import Optimization
 from audiolab.training.sharding import Sharded, shard
+
+if TYPE_CHECKING:
+    from audiolab.training.data import SpeechData
 
 Batch = dict[str, Any]
 
@@ -49,15 +53,19 @@ class Task(L.LightningModule, ABC):
     """Base of the tasks. A task says what its loss is, what one utterance's row is, and what a table of rows means.
 
     `headline` names the metrics that people quote, with their format: `{"eer": "EER {:.2f} %"}`; the first is shown
-    every epoch. `eer_low` and `eer_high` beside `eer` are its interval. `prediction_columns` are the keys and types
+    every epoch. `eer_low` and `eer_high` beside `eer` are its interval. Those of `only_after_training` take too long to
+    be measured every epoch, so that none of them can be the monitor. `prediction_columns` are the keys and types
     of what `predict` finds. `scoring_files` and `scoring_options` name what `audiolab.score` takes beside score files,
     with a line of help each.
     """
 
     headline: ClassVar[dict[str, str]]
+    only_after_training: ClassVar[tuple[str, ...]] = ()
     prediction_columns: ClassVar[dict[str, type]]
     scoring_files: ClassVar[dict[str, str]] = {}
     scoring_options: ClassVar[dict[str, str]] = {}
+    examples_every_n_epochs: int | None = None
+    """How often `examples` are shown in training too; None: only after it."""
     guard: MemoryGuard | None = None
     """Who stands between the task and its batches in a run; set by itself."""
 
@@ -95,6 +103,23 @@ class Task(L.LightningModule, ABC):
     @abstractmethod
     def plots(cls, table: pd.DataFrame, metrics: dict[str, float]) -> dict[str, Figure]:
         """Draw the pictures of a whole set and its `metrics`, by file name without suffix."""
+
+    def check_data(self, data: SpeechData) -> None:
+        """Raise InputError where model and data do not belong together, in one sentence with the option to change.
+
+        Asked of the data of a run and of every test, once its lists are read.
+        """
+
+    def examples(self, table: pd.DataFrame) -> dict[str, str]:
+        """Return which utterances of a set to show, `role -> id`; the same ones every epoch, where roles are fixed.
+
+        `table` has the rows of the set; `table.attrs["headline_only"]` says that it is an epoch of training.
+        """
+        return {}
+
+    def example(self, batch: Batch) -> Example:
+        """Return what to show of the one utterance of a batch."""
+        raise NotImplementedError(f"{type(self).__name__} chooses examples and does not say what to show of them")
 
     @abstractmethod
     def infer(self, waveform: Tensor, sample_rate: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from audiolab.metrics.breakdown import POOLED
 from audiolab.metrics.spoofing import PUBLISHED_ASV_RATES, AsvErrorRates, asv_table
 from audiolab.metrics.tandem import tdcf_weights
 from audiolab.tasks.asvspoof.protocols import SPOOF, Trial
-from audiolab.tasks.asvspoof.text_files import fail, finite_number, read_lines
+from audiolab.training.text_files import fail, finite_number, read_lines
 
 
 def read_2019_asv_scores(path: Path) -> pd.DataFrame:

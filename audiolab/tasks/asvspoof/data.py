@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from audiolab.audio.find import missing_files
 from audiolab.build import check_signature
 from audiolab.errors import InputError
 from audiolab.tasks.asvspoof.asv_scores import facts_of, published_facts
 from audiolab.tasks.asvspoof.conditions import ConditionTrials, check_conditions
 from audiolab.tasks.asvspoof.corpora import open_corpus
-from audiolab.tasks.asvspoof.corpora.base import Corpus, missing_files
+from audiolab.tasks.asvspoof.corpora.base import Corpus
 from audiolab.tasks.asvspoof.corpora.pooled import PooledCorpora, table_of
 from audiolab.tasks.asvspoof.demo import prepare_demo_corpus
 from audiolab.tasks.asvspoof.protocols import Trial, require_both_classes

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from audiolab.errors import InputError
-from audiolab.tasks.asvspoof.text_files import fail, read_csv, read_lines
+from audiolab.training.text_files import fail, read_csv, read_lines
 
 BONAFIDE, SPOOF = "bonafide", "spoof"
 UNKNOWN = "unknown"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import pandas as pd
 
+from audiolab.audio.find import names_in
 from audiolab.errors import InputError
 from audiolab.tasks.asvspoof.protocols import BONAFIDE, Trial
 
@@ -102,26 +102,6 @@ class Corpus(ABC):
 def locate(trials: Sequence[Trial], folders: Sequence[Path], suffix: str) -> list[str]:
     """Return the audio file of each trial, in the folder that has it; in the first one where none does."""
     names = [trial.id + suffix for trial in trials]
-    home = {name: folder for folder in reversed(folders) for name in _names_in(folder)} if len(folders) > 1 else {}
+    home = {name: folder for folder in reversed(folders) for name in names_in(folder)} if len(folders) > 1 else {}
     first = folders[0]
     return [name if name.startswith("/") else f"{home.get(name, first)}/{name}" for name in names]
-
-
-def missing_files(paths: Iterable[str]) -> list[int]:
-    """Return which of many files are not there, by their number; every folder is listed only once."""
-    listed: dict[str, set[str]] = {}
-    missing = []
-    for index, path in enumerate(paths):
-        folder, _, name = path.rpartition("/")
-        if folder not in listed:
-            listed[folder] = _names_in(Path(folder))
-        if name not in listed[folder]:
-            missing.append(index)
-    return missing
-
-
-def _names_in(folder: Path) -> set[str]:
-    if not folder.is_dir():
-        return set()
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries}

@@ -27,7 +27,7 @@ def read_lines(path: Path, columns: str) -> Iterator[tuple[int, list[str]]]:
         empty = False
         yield number, fields
     if empty:
-        raise InputError(f"{path} has no lines: it should list one trial a line ({columns})")
+        raise InputError(f"{path} has no lines: it should have one entry a line ({columns})")
 
 
 def read_csv(
@@ -43,7 +43,8 @@ def read_csv(
     header = [(other_names or {}).get(name.strip(), name.strip()) for name in next(lines, [])]
     missing = [name for name in required if name not in header]
     if missing:
-        raise InputError(f"{path}, line 1: there is no column {missing[0]!r}: the first line should be {words}")
+        found = f" and is {','.join(header)}" if header else ""
+        raise InputError(f"{path}, line 1: there is no column {missing[0]!r}: the first line should be {words}{found}")
     for name in header:
         close = difflib.get_close_matches(name, (*required, *optional), n=1, cutoff=0.8)
         if header.count(name) > 1:
@@ -66,7 +67,7 @@ def read_csv(
         empty = False
         yield lines.line_num, row
     if empty:
-        raise InputError(f"{path} lists no trials: it should have one a line below its header")
+        raise InputError(f"{path} has nothing below its header: it should have one entry a line")
 
 
 def fail(path: Path, number: int, column: int, fault: str) -> NoReturn:

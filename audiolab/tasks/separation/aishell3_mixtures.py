@@ -1,0 +1,305 @@
+"""Mixtures of AISHELL-3's speakers in the LibriMix layout: made once by `python -m audiolab.prepare`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from audiolab.audio.io import AudioError, BadAudioPolicy, audio_info, read_audio, write_audio
+from audiolab.audio.level import rms_dbfs
+from audiolab.errors import InputError
+from audiolab.tasks.separation.aishell3_lists import SUBSETS, Recording, Speaker, choose_speakers, read_speakers
+from audiolab.tasks.separation.librimix_writer import (
+    PEAK_LIMIT,
+    SETS,
+    SOURCES,
+    UTTERANCES,
+    Corpus,
+    Mixture,
+    Mode,
+    Utterance,
+    draw_mixtures,
+    write_lists,
+    write_mixture,
+)
+from audiolab.tasks.separation.prepared_picture import prepared_picture
+from audiolab.training.preparation import Facts, Made, Preparation, Work, chunks, write_whole
+
+_RECORDINGS_A_JOB = 50
+_MIXTURES_A_JOB = 25
+_SILENT_DBFS = -70.0
+_FLAC_SHARE = 0.7  # of the size of the samples, at most
+
+
+@dataclass(frozen=True)
+class MixtureOptions:
+    """What is mixed; the section data.mixtures.
+
+    `speakers` and `num_mixtures` are numbers for train, dev and test (speakers null: all that are left), drawn from
+    speakers with at least `min_utterances` in the `subsets` of the corpus. An utterance shorter than `min_s` is
+    continued by the next ones of its speaker (`join`) or left out (`skip`). `snr_db` are the bounds of the level of
+    the first source over the others, `level_dbfs` is the RMS of every mixture.
+    """
+
+    seed: int
+    subsets: list[str]
+    speakers: dict[str, int | None]
+    num_mixtures: dict[str, int]
+    balance_genders: bool
+    min_utterances: int
+    min_s: float
+    short: Literal["join", "skip"]
+    snr_db: list[float]
+    level_dbfs: float
+
+    def __post_init__(self) -> None:
+        if not self.subsets or not set(self.subsets) <= set(SUBSETS):
+            raise InputError(f"data.mixtures.subsets={self.subsets} does not fit: give [train], [test] or [train,test]")
+        for name, found in (("speakers", self.speakers), ("num_mixtures", self.num_mixtures)):
+            if set(found) != set(SETS):
+                raise InputError(f"data.mixtures.{name}={found} does not fit: give a number for train, dev and test")
+        counts = [*self.num_mixtures.values(), *(num for num in self.speakers.values() if num is not None)]
+        if min(counts) < 1 or self.min_s <= 0 or self.seed < 0:
+            raise InputError("data.mixtures has a number that does not fit: give counts from 1 up, min_s above 0")
+        if self.speakers["dev"] is None or self.speakers["test"] is None:
+            raise InputError("data.mixtures.speakers: only train can be null, which takes all speakers that are left")
+        if len(self.snr_db) != 2 or not -40 <= self.snr_db[0] <= self.snr_db[1] <= 40:
+            raise InputError(
+                f"data.mixtures.snr_db={self.snr_db} does not fit: give [lowest, highest] within -40 and 40"
+            )
+
+
+class Aishell3Mixtures(Preparation):
+    """Mixtures of the AISHELL-3 corpus at `root`, with all utterances of its chosen speakers, in `folder`.
+
+    No speaker is in two sets. Unreadable, silent and repeated recordings are refused, or left out with `skip`.
+    """
+
+    name = "mixtures of AISHELL-3"
+    choose_folder = "data.prepared"
+
+    def __init__(
+        self,
+        root: Path,
+        folder: Path,
+        mixtures: MixtureOptions,
+        *,
+        num_speakers: int,
+        sample_rate_hz: int,
+        mode: Mode,
+        on_bad_audio: Literal["raise", "skip"],
+        max_bad_audio: float,
+        num_workers: int,
+    ) -> None:
+        for set_name, number in mixtures.speakers.items():
+            if number is not None and number < num_speakers:
+                raise InputError(
+                    f"data.mixtures.speakers.{set_name}={number} is too few for mixtures of {num_speakers} speakers"
+                )
+        self.root, self.folder, self.mixtures, self.num_workers = root, folder, mixtures, num_workers
+        self.on_bad_audio, self.max_bad_audio = on_bad_audio, max_bad_audio
+        self.corpus = Corpus(folder, num_speakers, sample_rate_hz, mode, mixtures.level_dbfs)
+        self.options = {
+            "version": 1,
+            "root": str(root.resolve()),
+            "num_speakers": num_speakers,
+            "sample_rate_hz": sample_rate_hz,
+            "length": mode,
+            **asdict(mixtures),
+        }
+
+    @cached_property
+    def chosen(self) -> dict[str, list[Speaker]]:
+        """The speakers of each set."""
+        options = self.mixtures
+        return choose_speakers(
+            read_speakers(self.root, options.subsets),
+            options.speakers,
+            options.min_utterances,
+            options.balance_genders,
+            np.random.default_rng((options.seed, 0)),
+        )
+
+    def needed_mb(self) -> float:
+        """Estimate from the sizes of the recordings."""
+        recordings = [one for group in self.chosen.values() for speaker in group for one in speaker.recordings]
+        sizes = [one.path.stat().st_size for one in recordings if one.path.is_file()]
+        if not sizes:
+            raise InputError(
+                f"{recordings[0].path} is not there, nor is any other recording of the chosen speakers: complete the "
+                "corpus, whose list names them"
+            )
+        first = next(one.path for one in recordings if one.path.is_file())
+        info = audio_info(first)
+        seconds = sum(sizes) * info.duration_s / first.stat().st_size
+        bytes_a_second = 2 * self.corpus.sample_rate_hz
+        a_mixture_s = max(self.mixtures.min_s, seconds / len(sizes))
+        mixed_s = sum(self.mixtures.num_mixtures.values()) * a_mixture_s * (1 + self.corpus.num_speakers)
+        return bytes_a_second * (_FLAC_SHARE * seconds + mixed_s) / 2**20
+
+    def make(self, work: Work) -> Facts:
+        """Resample the utterances, draw mixtures of them, mix, and write lists, picture and README."""
+        utterances, remarks = self._utterances(work)
+        drawn = {
+            set_name: self._draw(set_name, number, utterances[set_name]) for number, set_name in enumerate(SETS, 1)
+        }
+        jobs = {
+            f"{set_name}-{number:04d}": (set_name, tuple(part))
+            for set_name, mixtures in drawn.items()
+            for number, part in enumerate(chunks(mixtures, _MIXTURES_A_JOB))
+        }
+        parts = work.do("mixtures", jobs, partial(_mix, self.corpus))
+        facts: dict[str, list[dict[str, Any]]] = {set_name: [] for set_name in SETS}
+        for (set_name, _), part in zip(jobs.values(), parts, strict=True):
+            facts[set_name] += part
+        for set_name, mixtures in drawn.items():
+            write_lists(self.corpus, set_name, utterances[set_name], mixtures, facts[set_name])
+        write_whole(self.folder / "README.txt", self._readme())
+        rate = self.corpus.sample_rate_hz
+        prepared_picture(drawn, facts, rate, self.corpus.mode, self.name, self.folder / "prepared.png")
+        rows = {name: self._row(drawn[name], facts[name], utterances[name], self.chosen[name]) for name in SETS}
+        return Facts(rows, [*remarks, f"picture: {self.folder / 'prepared.png'}"])
+
+    def _utterances(self, work: Work) -> tuple[dict[str, list[Utterance]], list[str]]:
+        """Write what the chosen speakers say at the wanted rate; returns it by set, and what was left out in words."""
+        speakers = {one.id: (name, one) for name, group in self.chosen.items() for one in group}
+        jobs = {
+            f"{speaker.id}-{number:03d}": tuple(part)
+            for _, speaker in speakers.values()
+            for number, part in enumerate(chunks(speaker.recordings, _RECORDINGS_A_JOB))
+        }
+        rate, options = self.corpus.sample_rate_hz, self.mixtures
+        subsets = {speaker: SETS[name][0] for speaker, (name, _) in speakers.items()}
+        make = partial(_resample, self.folder, subsets, rate, options.min_s, options.short == "join")
+        found = dict(zip(jobs, work.do("utterances", jobs, make), strict=True))
+        bad = self._bad(jobs, found)
+        said: dict[str, list[Utterance]] = {name: [] for name in SETS}
+        for key, part in found.items():
+            set_name, speaker = speakers[key.rpartition("-")[0]]
+            for id_, path, num_samples, recordings in part["units"]:
+                if not bad & set(recordings):
+                    said[set_name].append(Utterance(id_, speaker.id, speaker.sex, path, num_samples))
+        joined = sum(len(unit[3]) > 1 for part in found.values() for unit in part["units"])
+        short = sum(part["short"] for part in found.values())
+        remarks = [f"{joined:,} utterances are several short ones in a row"] if joined else []
+        remarks += [f"{short:,} utterances shorter than {options.min_s:g} s were left out"] if short else []
+        remarks += [f"{len(bad):,} recordings were left out: {self.folder / 'bad_audio.csv'}"] if bad else []
+        return said, remarks
+
+    def _bad(self, jobs: Mapping[str, Sequence[Recording]], found: Mapping[str, dict[str, Any]]) -> set[str]:
+        """Refuse or count what cannot be used; returns the names of such recordings."""
+        reasons: dict[str, str] = {}
+        paths = {one.id: str(one.path) for part in jobs.values() for one in part}
+        first: dict[str, str] = {}
+        for part in found.values():
+            reasons |= part["bad"]
+            for id_, digest in part["digests"].items():
+                if first.setdefault(digest, id_) != id_:
+                    reasons[id_] = f"has the same samples as {paths[first[digest]]}"
+        policy = BadAudioPolicy(self.on_bad_audio, self.max_bad_audio, num_files=len(paths))
+        if reasons and self.on_bad_audio == "raise":
+            id_, reason = next(iter(reasons.items()))
+            raise InputError(
+                f"{len(reasons)} of {len(paths)} recordings cannot be used, the first: {paths[id_]} {reason}; copy "
+                f"them again, or leave them out with data.on_bad_audio=skip data.max_bad_audio={len(reasons)}"
+            )
+        policy.add({paths[id_]: reason for id_, reason in reasons.items()})
+        if reasons:
+            policy.write_list(self.folder / "bad_audio.csv")
+        return set(reasons)
+
+    def _draw(self, set_name: str, number: int, utterances: list[Utterance]) -> list[Mixture]:
+        options = self.mixtures
+        generator = np.random.default_rng((options.seed, number))
+        low, high = options.snr_db
+        num = options.num_mixtures[set_name]
+        try:
+            return draw_mixtures(utterances, num, self.corpus.num_speakers, (low, high), generator)
+        except InputError as error:
+            raise InputError(
+                f"{set_name}: {error} (data.mixtures.num_mixtures.{set_name}, data.mixtures.speakers.{set_name})"
+            ) from error
+
+    def _row(
+        self,
+        mixtures: Sequence[Mixture],
+        facts: Sequence[dict[str, Any]],
+        utterances: Sequence[Utterance],
+        speakers: Sequence[Speaker],
+    ) -> dict[str, Any]:
+        snrs_db = [fact["snrs_db"][0] for fact in facts]
+        rate = self.corpus.sample_rate_hz
+        women = sum(speaker.sex == "F" for speaker in speakers)
+        return {
+            "mixtures": len(mixtures),
+            "hours": sum(mixture.num_samples(self.corpus.mode) for mixture in mixtures) / rate / 3600,
+            "speakers": len(speakers),
+            "F / M": f"{women} / {len(speakers) - women}",
+            "utterances": len(utterances),
+            "hours of them": sum(one.num_samples for one in utterances) / rate / 3600,
+            "SNR of source 1 (dB)": f"{min(snrs_db):.1f} to {max(snrs_db):.1f}, mean {np.mean(snrs_db):.1f}",
+        }
+
+    def _readme(self) -> str:
+        speakers = "\n".join(f"  {name:<6}" + " ".join(one.id for one in group) for name, group in self.chosen.items())
+        return f"""Mixtures of {self.corpus.num_speakers} speakers of AISHELL-3 (openslr.org/93), made by audiolab.
+
+Only folders, file names and columns follow LibriMix: no audio is from LibriSpeech. LibriSpeech/ holds all utterances
+of the chosen speakers at {self.corpus.sample_rate_hz} Hz, {SOURCES} lists those of the training set. prepared.json has
+the options. No speaker is in two sets:
+{speakers}
+"""
+
+
+def _resample(
+    folder: Path,
+    subsets: Mapping[str, str],
+    sample_rate_hz: int,
+    min_s: float,
+    join: bool,
+    recordings: Sequence[Recording],
+) -> Made:
+    """Write recordings of one speaker at another rate; what is too short together with those that follow."""
+    subset, speaker = subsets[recordings[0].speaker], recordings[0].speaker
+    bad: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    units: list[tuple[str, str, int, list[str]]] = []
+    short = 0
+    waiting: list[tuple[str, np.ndarray]] = []
+    for recording in recordings:
+        try:
+            wave, _ = read_audio(recording.path, sample_rate=sample_rate_hz)
+        except AudioError as error:
+            bad[recording.id] = error.reason
+            continue
+        if float(rms_dbfs(wave)) < _SILENT_DBFS:
+            bad[recording.id] = f"is silent (below {_SILENT_DBFS:g} dBFS)"
+            continue
+        digests[recording.id] = hashlib.sha256(wave.tobytes()).hexdigest()[:24]
+        waiting.append((recording.id, wave))
+        unit = np.concatenate([wave for _, wave in waiting])
+        if len(unit) >= min_s * sample_rate_hz:
+            names = [name for name, _ in waiting]
+            id_ = names[0] if len(names) == 1 else f"{names[0]}-{names[-1].removeprefix(speaker)}"
+            path = f"{subset}/{speaker}/{id_}.flac"
+            unit = unit * min(1.0, PEAK_LIMIT / float(np.abs(unit).max()))
+            write_audio(folder / UTTERANCES / path, unit, sample_rate_hz, "PCM_16")
+            units.append((id_, path, len(unit), names))
+            waiting = []
+        elif not join:
+            short += 1
+            waiting = []
+    result = {"units": units, "bad": bad, "digests": digests, "short": short + len(waiting)}
+    return Made(result, [f"{UTTERANCES}/{path}" for _, path, _, _ in units])
+
+
+def _mix(corpus: Corpus, job: tuple[str, Sequence[Mixture]]) -> Made:
+    set_name, mixtures = job
+    facts = [write_mixture(corpus, set_name, mixture) for mixture in mixtures]
+    return Made(facts, [corpus.mixture_path(set_name, part, one) for one in mixtures for part in corpus.parts])

@@ -1,0 +1,171 @@
+"""The task: from a mixture of talkers, one waveform for each."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from audiolab.audio.level import rms_dbfs
+from audiolab.audio.recording import Recording
+from audiolab.audio.resample import resample
+from audiolab.errors import InputError
+from audiolab.metrics.separation import si_sdr
+from audiolab.reporting.example import Example
+from audiolab.tasks.separation.evaluation import figures_of, metrics_of
+from audiolab.tasks.separation.examples import chosen_examples, example_of
+from audiolab.tasks.separation.losses import Criterion
+from audiolab.tasks.separation.scoring import numbers_of, order_of
+from audiolab.tasks.separation.separator import Separator
+from audiolab.training.data import SpeechData
+from audiolab.training.optim import Optimization
+from audiolab.training.task import Batch, Known, Prediction, Task
+
+FACTS = ("num_speakers", "snr_db", "genders", "overlap", "speakers")
+"""What a set may tell of a mixture; see `evaluation`."""
+
+
+class SpeechSeparation(Task):
+    """Mixtures `wave` (batch, time) and their `sources` (batch, speaker, time) in; dB of SI-SDR, SNR and SDR out.
+
+    `sample_rate_hz` is the rate that the model works at. `num_examples` mixtures of each set are kept to see and hear
+    when a run is evaluated, and with `examples_every_n_epochs` as many in training.
+    """
+
+    headline: ClassVar[dict[str, str]] = {
+        "si_sdri": "SI-SDRi {:.2f} dB",
+        "sdri": "SDRi {:.2f} dB",
+        "si_sdr": "SI-SDR {:.2f} dB",
+        "sdr": "SDR {:.2f} dB",
+        "snr": "SNR {:.2f} dB",
+        "si_sdr_mixture": "SI-SDR of the mixture {:.2f} dB",
+    }
+    only_after_training: ClassVar[tuple[str, ...]] = ("sdri", "sdr")
+
+    prediction_columns: ClassVar[dict[str, type]] = {"duration_s": float, "levels_dbfs": str}
+
+    def __init__(
+        self,
+        model: Separator,
+        criterion: Criterion,
+        optimization: Optimization,
+        sample_rate_hz: int,
+        num_examples: int,
+        examples_every_n_epochs: int | None,
+    ) -> None:
+        super().__init__(model, optimization)
+        if num_examples < 0 or (examples_every_n_epochs is not None and examples_every_n_epochs < 1):
+            raise InputError(
+                f"module.num_examples={num_examples}, module.examples_every_n_epochs={examples_every_n_epochs} do not "
+                "fit: give numbers from 0 and from 1 up, or null for no examples in training"
+            )
+        self.criterion, self.sample_rate_hz, self.num_examples = criterion, sample_rate_hz, num_examples
+        self.examples_every_n_epochs = examples_every_n_epochs
+
+    def forward(self, mixture_bt: Tensor) -> Tensor:
+        """Return estimates (batch, speaker, time) of mixtures (batch, time) at the model's rate, in any order."""
+        return self.model(mixture_bt)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the criterion's loss in dB and its parts; `si_sdri` of training can be held against that of dev."""
+        mixture_bt, sources_bst = self.criterion.problem(batch["wave"], batch.get("sources"))
+        estimate_bst = self.model(mixture_bt)
+        loss, parts = self.criterion(estimate_bst, sources_bst)
+        if not self.criterion.remixes:
+            parts = {**parts, "si_sdri": _improvement(estimate_bst.detach(), sources_bst, mixture_bt)}
+        return loss, parts
+
+    def rows(self, batch: Batch) -> list[dict[str, Any]]:
+        """Return one row a mixture: what the set tells of it, and what was measured (`scoring.numbers_of`).
+
+        BSS-eval's SDR takes longer than separation itself, and is left out while training goes on.
+        """
+        mixture_bt = batch["wave"]
+        fitting = self._trainer is not None and self._trainer.state.fn is TrainerFn.FITTING
+        numbers = numbers_of(self(mixture_bt).float(), batch["sources"], mixture_bt, bss_eval=not fitting)
+        length_s = mixture_bt.shape[-1] / self.sample_rate_hz
+        facts = {name: _plain(batch[name]) for name in FACTS if name in batch}
+        return [
+            {"id": name, **{key: values[i] for key, values in facts.items()}, "length_s": length_s, **numbers[i]}
+            for i, name in enumerate(batch["id"])
+        ]
+
+    @classmethod
+    def metrics(cls, table: pd.DataFrame) -> dict[str, float]:
+        """Every metric of a table of mixtures: `evaluation.metrics_of`."""
+        return metrics_of(table)
+
+    @classmethod
+    def plots(cls, table: pd.DataFrame, metrics: dict[str, float]) -> dict[str, Figure]:
+        """Histogram of SI-SDRi, SI-SDR before and after, SI-SDRi by SNR: `evaluation.figures_of`."""
+        return figures_of(table, metrics)
+
+    def check_data(self, data: SpeechData) -> None:
+        """Refuse data of another number of talkers, or of another rate, than the model has."""
+        talkers, model = data.num_speakers, self.model.num_speakers
+        if self.criterion.remixes:
+            if model < talkers:
+                raise InputError(
+                    f"data.num_speakers={talkers} but the model gives {model} estimates: set model.num_speakers="
+                    f"{2 * talkers}, as it is trained on sums of two mixtures"
+                )
+        elif model != talkers:
+            raise InputError(
+                f"data.num_speakers={talkers} but the model separates {model}: set model.num_speakers={talkers}, or "
+                f"test a run that was trained on mixtures of {talkers}"
+            )
+        if data.sample_rate_hz != self.sample_rate_hz:
+            raise InputError(
+                f"data.sample_rate_hz={data.sample_rate_hz} but the model works at {self.sample_rate_hz} Hz: set "
+                f"data.sample_rate_hz={self.sample_rate_hz}"
+            )
+
+    def examples(self, table: pd.DataFrame) -> dict[str, str]:
+        """Return mixtures from the worst to the best; in training always the same: `examples.chosen_examples`."""
+        return chosen_examples(table, self.num_examples)
+
+    def example(self, batch: Batch) -> Example:
+        """Return mixture, references and estimates of one mixture, at one level, and their spectrograms."""
+        mixture_bt, sources_bst = batch["wave"], batch["sources"]
+        estimate_bst = self(mixture_bt).float()
+        [numbers] = numbers_of(estimate_bst, sources_bst, mixture_bt, bss_eval=False)
+        order = [int(number) - 1 for number in numbers["permutation"].split("-")]
+        signals = (signal[0].float().cpu().numpy() for signal in (mixture_bt, sources_bst, estimate_bst[:, order]))
+        return example_of(batch["id"][0], *signals, numbers, self.sample_rate_hz)
+
+    @torch.inference_mode()
+    def infer(self, waveform: Tensor, sample_rate: int) -> dict[str, Any]:
+        """Separate one recording, (time,) at any rate: `sources` (speaker, time) at that rate."""
+        wave = torch.as_tensor(waveform).detach().cpu().numpy().astype(np.float32)
+        return {"sources": self._separate(wave, sample_rate), "sample_rate": sample_rate}
+
+    @torch.inference_mode()
+    def predict_recording(self, recording: Recording, known: Known, *, batch_size: int) -> Prediction:
+        """Separate a recording as a whole, and say how loud each talker is."""
+        rate = recording.sample_rate
+        levels = rms_dbfs(self._separate(recording.read(rate), rate)).tolist()
+        values = {"duration_s": recording.duration_s, "levels_dbfs": " ".join(f"{level:.1f}" for level in levels)}
+        return Prediction(values, f"{len(levels)} talkers at {values['levels_dbfs']} dBFS")
+
+    def _separate(self, wave: np.ndarray, sample_rate: int) -> Tensor:
+        mixture = torch.from_numpy(resample(wave, sample_rate, self.sample_rate_hz)).to(self.device)
+        estimates = self(mixture[None])[0].float().cpu().numpy()
+        return torch.from_numpy(resample(estimates, self.sample_rate_hz, sample_rate)[:, : len(wave)].copy())
+
+
+def _improvement(estimate_bst: Tensor, sources_bst: Tensor, mixture_bt: Tensor) -> Tensor:
+    """Return the mean SI-SDRi in dB over the references of a batch that are not silent, 0 where all are."""
+    with torch.autocast(mixture_bt.device.type, enabled=False):
+        estimate_bst, sources_bst, mixture_b1t = estimate_bst.float(), sources_bst.float(), mixture_bt[:, None].float()
+        values_ber, order_br = order_of(estimate_bst, sources_bst)
+        gain_br = values_ber.gather(1, order_br[:, None])[:, 0] - si_sdr(mixture_b1t, sources_bst)
+    return gain_br.nanmean().nan_to_num(nan=0.0)
+
+
+def _plain(column: Any) -> list[Any]:
+    return column.tolist() if isinstance(column, Tensor) else list(column)

@@ -1,0 +1,63 @@
+"""One picture of mixtures that were just made: levels, lengths, and how much every speaker is in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from audiolab.reporting.plots import DPI, GRID, SYSTEM_COLOURS
+from audiolab.tasks.separation.librimix_writer import Mixture, Mode
+
+_NUM_BINS = 40
+
+
+def prepared_picture(
+    mixtures: Mapping[str, Sequence[Mixture]],
+    facts: Mapping[str, Sequence[dict[str, Any]]],
+    sample_rate_hz: int,
+    mode: Mode,
+    title: str,
+    path: Path,
+) -> None:
+    """Write histograms of the SNRs of source 1 and of the lengths, and bars of the speakers, by set, as PNG."""
+    figure = Figure(figsize=(7.0, 7.2), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11)
+    levels, lengths, talkers = figure.subplots(3, 1)
+    colours = dict(zip(mixtures, SYSTEM_COLOURS, strict=False))
+    for axes, unit, values in (
+        (levels, "SNR of source 1 (dB)", {name: [one["snrs_db"][0] for one in found] for name, found in facts.items()}),
+        (
+            lengths,
+            "Length of a mixture (s)",
+            {name: [one.num_samples(mode) / sample_rate_hz for one in found] for name, found in mixtures.items()},
+        ),
+    ):
+        groups = [f"{name}: {len(found):,}" for name, found in values.items()]
+        axes.hist(
+            list(values.values()), bins=_NUM_BINS, stacked=True, color=[colours[name] for name in values], label=groups
+        )
+        axes.set(xlabel=unit, ylabel="Mixtures")
+        axes.legend(frameon=False)
+    left = 0
+    for name, found in mixtures.items():
+        heard = Counter(one.speaker for mixture in found for one in mixture.utterances)
+        counts = [number for _, number in heard.most_common()]
+        talkers.bar(
+            range(left, left + len(counts)), counts, color=colours[name], label=f"{name}: {len(counts)} speakers"
+        )
+        left += len(counts)
+    talkers.set(xlabel="Speakers", ylabel="Mixtures with them", xticks=[])
+    talkers.legend(frameon=False)
+    for axes in (levels, lengths, talkers):
+        axes.set_axisbelow(True)
+        axes.grid(axis="y", **GRID)
+        axes.spines[["top", "right"]].set_visible(False)
+    temporary = path.with_name(f".{path.name}.tmp.png")
+    figure.savefig(temporary, dpi=DPI, metadata={"Software": None})
+    temporary.replace(path)
