@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from audiolab.build import check_signature
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
+from audiolab.training.task import Task
 from audiolab.training.weights import start_from
 
 
@@ -41,7 +40,7 @@ def starting_model(config: dict[str, Any]) -> dict[str, Any]:
     return config["model"]
 
 
-def start(task: nn.Module, config: dict[str, Any]) -> str | None:
+def start(task: Task, config: dict[str, Any]) -> str | None:
     """Give a fresh task the weights that `init` names, if any; returns a sentence on what came from where.
 
     Raises InputError for weights that cannot be read or differ from the model in more than `init` allows.
@@ -52,7 +51,8 @@ def start(task: nn.Module, config: dict[str, Any]) -> str | None:
     path = Path(init["weights"]).expanduser()
     if path.is_dir() or not path.suffix:
         path = RunFolder.open(path).best_checkpoint
-    return start_from(task, path, init["allow_missing"], init["allow_unexpected"])
+    weights = task.foreign_weights(path) if path.is_file() else None
+    return start_from(task, path, init["allow_missing"], init["allow_unexpected"], weights)
 
 
 def _options(weights: str | None, allow_missing: list[str], allow_unexpected: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Normalisation of each frame by itself or with all frames before it, in few passes over memory.
 
-Shapes: b batch, c channels, t frames. Sums over channels are float32, sums over frames float64: the ten-thousandth frame
-is normalised as exactly as the first, and only (batch, time) is ever kept in double precision.
+Shapes: b batch, c channels, t frames. Sums over channels are float32, those over frames float64: the millionth frame is
+normalised as exactly as the first, and nothing but (batch, time) is ever in double precision.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class CumulativeSums(NamedTuple):
 
 
 def channelwise_norm(x_bct: Tensor, weight_c: Tensor, bias_c: Tensor, eps: float) -> Tensor:
-    """Bring each frame of (batch, channel, time) to mean 0 and variance 1 over its channels, then weigh and shift those.
+    """Bring each frame of (batch, channel, time) to mean 0 and variance 1 over its channels; then weight and bias.
 
     Gradients can be taken once.
 

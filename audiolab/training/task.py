@@ -134,6 +134,15 @@ class Task(L.LightningModule, ABC):
         `batch_size` windows or blocks run at once; `options` are those that `add_predict_options` names.
         """
 
+    def foreign_weights(self, path: Path) -> dict[str, Tensor] | None:
+        """Return the weights that another library wrote to a file, under this task's names; None for any other file.
+
+        The model is asked, where it has a function of this name.
+        """
+        reads = getattr(self.model, "foreign_weights", None)
+        weights = None if reads is None else reads(path)
+        return None if weights is None else {f"model.{name}": value for name, value in weights.items()}
+
     def why_features_change(self) -> str | None:
         """Say why what the encoder makes of a waveform changes from epoch to epoch; None where it does not."""
         return "this task has no frozen encoder"

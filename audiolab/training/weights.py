@@ -107,9 +107,15 @@ def load_weights(module: nn.Module, path: Path, weights: Mapping[str, Tensor] | 
 
 
 def start_from(
-    module: nn.Module, path: Path, allow_missing: Sequence[str] = (), allow_unexpected: Sequence[str] = ()
+    module: nn.Module,
+    path: Path,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    weights: Mapping[str, Tensor] | None = None,
 ) -> str:
     """Load what a module has in common with a file's weights, and return a sentence on what was left out.
+
+    `weights` are those of the file where they were read, and renamed, before.
 
     Patterns are the beginnings of names, `*` in them stands for anything. Names that `allow_missing` matches may be
     missing from the file or have another shape there, and keep the module's own values; names that `allow_unexpected`
@@ -123,7 +129,7 @@ def start_from(
     ...     start_from(nn.Sequential(nn.Linear(2, 2)), path, allow_missing=["0.b"]).replace(folder, "")
     '1 of 2 names start from /w.safetensors; 1 keep their own start: 0.bias'
     """
-    weights, own = read_weights(path), module.state_dict()
+    weights, own = read_weights(path) if weights is None else weights, module.state_dict()
     source = {name: name if name in weights else name.replace(".base_layer.", ".") for name in own}
     missing = [name for name in own if source[name] not in weights]
     found = [name for name in own if source[name] in weights]

@@ -1,7 +1,6 @@
 """Conv-TasNet weights of other libraries: torchaudio, asteroid, the paper's authors (naplab), the seed project.
 
-Every library's names become the neutral ones of `ConvTasNet`, and what follows from the library (framing, order, bias) is
-known with them.
+Names become the neutral ones of `ConvTasNet`; what follows from the library (framing, order, bias) is known with them.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _USUAL_BLOCKS, _USUAL_REPEATS = 8, 3
 
 
 class Library(NamedTuple):
-    """A library: patterns of its names and ours (`{i}` the block, `{r}` its repeat), and what holds for all its models."""
+    """A library: patterns of its names, ours (`{i}` is the block), and the options that hold for all its models."""
 
     names: list[tuple[str, str]]
     options: dict[str, Any]
@@ -134,7 +133,7 @@ def neutral_names(weights: Mapping[str, Tensor], library: str) -> dict[str, Tens
 
 
 class LibraryWeights(NamedTuple):
-    """Weights under neutral names, the library they are from, and the options of `ConvTasNet` that are known of them."""
+    """Weights under neutral names, their library, and the options of `ConvTasNet` that are known of them."""
 
     weights: dict[str, Tensor]
     library: str
@@ -219,8 +218,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             held = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(
-            f"{path} cannot be read as weights ({type(error).__name__}): it is damaged, or holds objects that could run "
-            "code; copy it again from its source, or save its state dict alone"
+            f"{path} cannot be read as weights ({type(error).__name__}): it is damaged, or holds objects that could "
+            "run code; copy it again from its source, or save its state dict alone"
         ) from error
     arguments: dict[str, Any] = {}
     if isinstance(held, dict):

@@ -213,8 +213,8 @@ def _check_together(
     """Refuse options that contradict each other."""
     if stride > kernel_size:
         raise InputError(
-            f"model.stride={stride} would leave samples between frames of model.kernel_size={kernel_size}: give at most "
-            "that, half of it as a rule"
+            f"model.stride={stride} would leave samples between frames of model.kernel_size={kernel_size}: give at "
+            "most that, half of it as a rule"
         )
     if padding == "windows" and 2 * stride != kernel_size:
         raise InputError(

@@ -37,7 +37,7 @@ class Separator(nn.Module):
         """Waveform (batch, time) of at least one sample -> estimates (batch, speaker, time)."""
 
     def forward(self, mixture_bt: Tensor) -> Tensor:
-        """Mixture (batch, time) -> estimates (batch, speaker, time). Raises InputError for another shape or no sample."""
+        """Mixture (batch, time) -> estimates (batch, speaker, time). Raises InputError for any other shape."""
         self.check(mixture_bt)
         if self.causal:
             return self.separate(mixture_bt)

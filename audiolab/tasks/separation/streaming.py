@@ -44,7 +44,7 @@ class ConvTasNetStream:
 
     @torch.inference_mode()
     def step(self, chunk_bt: Tensor) -> Tensor:
-        """Take the next samples (batch, any number), return those that no later sample changes (batch, speaker, time)."""
+        """Take the next samples (batch, any number); return (batch, speaker, time), what no later sample changes."""
         if chunk_bt.ndim != 2 or (self._waiting is not None and len(chunk_bt) != len(self._waiting)):
             raise InputError(
                 f"a chunk of shape {tuple(chunk_bt.shape)} does not continue the stream: give (batch, time)"
