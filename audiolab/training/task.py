@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import lightning as L
 import pandas as pd
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from audiolab.audio.recording import Recording
 from audiolab.errors import InputError
@@ -212,7 +214,18 @@ class Task(L.LightningModule, ABC):
         """One step: the loss, logged as `train/loss_step`, and its parts, of which `EpochMeans` logs the means."""
         loss, parts = self.guard.loss(self, batch) if self.guard else self.loss(batch)
         self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
-        return {"loss": loss, "parts": {name: value.detach() for name, value in {**parts, LOSS: loss}.items()}}
+        parts = {name: value.detach() for name, value in {**parts, LOSS: loss}.items()}
+        return {"loss": self._of_leftover(loss, batch_idx), "parts": parts}
+
+    def _of_leftover(self, loss: Tensor, batch_idx: int) -> Tensor:
+        """Weight the batches that an epoch has left over from whole accumulated steps as a mean of their own.
+
+        Lightning divides every loss by `accumulate_grad_batches`, also where fewer batches than that make a step.
+        """
+        accumulate, num_batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
+        if accumulate == 1 or batch_idx < num_batches // accumulate * accumulate:
+            return loss
+        return loss * (accumulate / (num_batches % accumulate))
 
     def validation_step(self, batch: Batch | None, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Rows for the evaluation callback; an empty batch is one whose files could all not be read."""
@@ -230,7 +243,22 @@ class Task(L.LightningModule, ABC):
     def configure_optimizers(self) -> dict[str, Any]:
         """Build optimiser and schedule for the steps that Lightning expects."""
         optimizer, schedule = self.optimization.build(self, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        every_step = {"scheduler": schedule, "interval": "step", "reduce_on_plateau": False}  # see lr_scheduler_step
+        return {"optimizer": optimizer, "lr_scheduler": every_step}
+
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
+        """Move a schedule of optimiser steps on; one that watches a metric is moved by `on_validation_epoch_end`.
+
+        Lightning would do that after the epoch's checkpoint, and after epochs without validation as well.
+        """
+        if self.optimization.schedule.watched is None:
+            scheduler.step()
+
+    def on_validation_epoch_end(self) -> None:
+        """Tell the schedule the metric that it watches: known by now, as callbacks come first, and not yet saved."""
+        watched = self.optimization.schedule.watched
+        if watched is not None and self.trainer.state.fn is TrainerFn.FITTING:
+            self.lr_schedulers().step(float(self.trainer.callback_metrics[watched]))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the rate of every parameter group at the steps whose values Lightning logs."""
