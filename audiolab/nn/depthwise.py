@@ -64,16 +64,17 @@ def tap_shifts(num_taps: int, dilation: int, left: int) -> list[int]:
 
 def tap_conv(x_ct: Tensor, weight_cp: Tensor, bias_c: Tensor | None, shifts: list[int], out_ct: Tensor) -> Tensor:
     """Write into `out_ct` the sum over taps of weight times shifted input (zeros outside), plus the bias; no autograd."""
-    bias_c1 = weight_cp.new_zeros(1, 1) if bias_c is None else bias_c[:, None]
-    taps = sorted(zip(shifts, weight_cp.split(1, 1), strict=True), key=lambda tap: abs(tap[0]))
-    for number, (shift, w_c1) in enumerate(taps):
-        into, out_of = _overlap(x_ct.shape[-1], shift)
-        if number:
+    num_frames = x_ct.shape[-1]
+    if bias_c is not None:
+        out_ct.copy_(bias_c[:, None].expand_as(out_ct))
+    for number, (shift, w_c1) in enumerate(zip(shifts, weight_cp.split(1, 1), strict=True)):
+        into, out_of = _overlap(num_frames, shift)
+        if bias_c is None and number == 0:  # instead of zeros everywhere
+            torch.mul(x_ct[..., out_of], w_c1, out=out_ct[..., into])
+            out_ct[..., : into.start] = 0
+            out_ct[..., into.stop :] = 0
+        else:
             out_ct[..., into].addcmul_(x_ct[..., out_of], w_c1)
-        else:  # the tap that reaches most frames writes them; the rest gets the bias
-            torch.addcmul(bias_c1, x_ct[..., out_of], w_c1, out=out_ct[..., into])
-            out_ct[..., : into.start] = bias_c1
-            out_ct[..., into.stop :] = bias_c1
     return out_ct
 
 
