@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from audiolab.nn.depthwise import tap_conv, tap_products, tap_shifts
+from audiolab.nn.depthwise import slabs, tap_conv, tap_products, tap_shifts
 
 leaky_relu_out = torch.ops.aten.leaky_relu.out
 leaky_relu_backward_out = torch.ops.aten.leaky_relu_backward.grad_input
@@ -159,10 +159,12 @@ def _act_norm_backward(
 
 
 def _act_backward(grad_ct: Tensor, known: _ActNormed, place: ActNorm, totals: ActNorm) -> Tensor:
-    spare_ct = known.normed_ct  # has been used
-    negative_ct = torch.clamp(known.act_input_ct, max=0, out=spare_ct)
-    totals.slope.add_(torch.dot(grad_ct.view(-1), negative_ct.view(-1)))
-    return leaky_relu_backward_out(grad_ct, known.act_input_ct, place.slope.item(), False, grad_input=grad_ct)
+    slope, x_ct = place.slope.item(), known.act_input_ct
+    for slab in slabs(x_ct):
+        grad, x = grad_ct[slab], x_ct[slab]
+        totals.slope.add_(torch.dot(grad.view(-1), x.clamp(max=0).view(-1)))
+        leaky_relu_backward_out(grad, x, slope, False, grad_input=grad)
+    return grad_ct
 
 
 def _backward(
@@ -185,7 +187,7 @@ def _backward(
     between_grad_ct = _act_norm_backward(grad_ct, known, weights.outer, shape, totals.outer)
 
     known, shifts = _act_norm(before_ct, weights.inner, shape, spare_ct), shape.shifts(weights)
-    totals.taps_cp.add_(tap_products(between_grad_ct, known.normed_ct, shifts, grad_ct))
+    totals.taps_cp.add_(tap_products(between_grad_ct, known.normed_ct, shifts))
     if totals.taps_bias_c is not None:
         totals.taps_bias_c.add_(between_grad_ct.sum(-1))
     tap_conv(between_grad_ct, weights.taps_cp, None, [-shift for shift in shifts], grad_ct)
