@@ -2,11 +2,11 @@
 
     python benchmarks/conv_tasnet.py --torchaudio <folder with torchaudio> --asteroid <folder with asteroid>
 
-Two threads, 2 x 2 s at 16 kHz, N=512 L=16 B=128 H=512 X=8 R=3: a training step (forward, negative SI-SDR, backward, Adam),
-then separation without gradients in the paper's and the seed's size. The processes take turns; medians of CPU seconds (all
-threads) and wall time, and the peak of resident memory less what the process had before it built its model.
-`--compile` adds torch.compile, `--device cuda` runs on the GPU, there also in bfloat16. Without the two folders only our own
-variants run. Wall time, and with more than one thread CPU time too, mean little on a machine that is busy with something else.
+Two threads, 2 x 2 s at 16 kHz, N=512 L=16 B=128 H=512 X=8 R=3: a training step (forward, negative SI-SDR, backward,
+Adam), then separation without gradients in the paper's and the seed's size. The processes take turns; medians of CPU
+seconds (all threads) and wall time, and the peak of resident memory less what the process had before it built its
+model. `--compile` adds torch.compile, `--device cuda` runs on the GPU, there also in bfloat16. Without the two folders
+only our own variants run. On a machine that is busy with something else, only one thread's CPU seconds mean something.
 """
 
 from __future__ import annotations

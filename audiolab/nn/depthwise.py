@@ -10,9 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-_SLAB_BYTES = 2**19  # for each thread
+from audiolab.nn.by_hand import by_hand, once, slabs
 
 
 def depthwise_conv(x_bct: Tensor, weight_cp: Tensor, bias_c: Tensor | None, dilation: int, left: int) -> Tensor:
@@ -31,11 +30,6 @@ def depthwise_conv(x_bct: Tensor, weight_cp: Tensor, bias_c: Tensor | None, dila
     return F.conv1d(padded_bct, weight_cp[:, None], bias_c, dilation=dilation, groups=len(weight_cp))
 
 
-def by_hand(x: Tensor) -> bool:
-    """Whether hand-written CPU code takes this tensor: not for a GPU, a compiler or autocast, which have their own."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
-
-
 class _Taps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_bct: Tensor, weight_cp: Tensor, bias_c: Tensor | None, dilation: int, left: int) -> Tensor:
@@ -44,7 +38,7 @@ class _Taps(torch.autograd.Function):
         return tap_conv(x_bct, weight_cp, bias_c, ctx.shifts, torch.empty_like(x_bct))
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad_bct: Tensor) -> tuple[Tensor | None, ...]:
         x_bct, weight_cp = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -64,7 +58,7 @@ def tap_shifts(num_taps: int, dilation: int, left: int) -> list[int]:
 
 
 def tap_conv(x_ct: Tensor, weight_cp: Tensor, bias_c: Tensor | None, shifts: list[int], out_ct: Tensor) -> Tensor:
-    """Fill `out_ct` with the sum over taps of weight times shifted input (zeros outside), plus the bias; no autograd."""
+    """Fill `out_ct` with bias plus the sum over taps of weight times shifted input, zeros outside; no autograd."""
     bias_c1 = None if bias_c is None else bias_c[:, None]
     for slab in slabs(x_ct):
         x, out = x_ct[..., slab, :], out_ct[..., slab, :]
@@ -84,13 +78,6 @@ def tap_products(grad_ct: Tensor, x_ct: Tensor, shifts: list[int]) -> Tensor:
             into, out_of = _overlap(x_ct.shape[-1], shift)
             products_cp[..., slab, tap] = (grad[..., into] * x[..., out_of]).sum(-1)
     return products_cp
-
-
-def slabs(x_ct: Tensor) -> list[slice]:
-    """Channels to be worked on together: so few that several steps in a row find them in the cores' caches."""
-    bytes_of_channel = x_ct.numel() // x_ct.shape[-2] * x_ct.itemsize
-    together = max(1, _SLAB_BYTES * torch.get_num_threads() // max(1, bytes_of_channel))
-    return [slice(first, min(first + together, x_ct.shape[-2])) for first in range(0, x_ct.shape[-2], together)]
 
 
 def _overlap(num_frames: int, shift: int) -> tuple[slice, slice]:

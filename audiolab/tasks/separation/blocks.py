@@ -10,15 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from audiolab.nn.depthwise import by_hand, depthwise_conv
+from audiolab.errors import InputError
+from audiolab.nn.by_hand import by_hand
+from audiolab.nn.depthwise import depthwise_conv
 from audiolab.nn.fused_block import ActNorm, BlockShape, BlockWeights, fused_block
 from audiolab.nn.layer_norm import EPS, NormName, make_norm
+from audiolab.nn.prelu import prelu
 
 
 class Block(nn.Module):
     """1x1 convolution, depthwise convolution, each with PReLU and norm; then 1x1 convolutions to residual and skip.
 
     `norm_first` puts each norm before its PReLU. Without `residual` or `skip` the block has no such output (None).
+    `recompute`: what the gradient needs is computed again in the backward, not kept, with the same result. Raises
+    InputError with BN, which would count a batch twice.
     """
 
     def __init__(
@@ -37,6 +42,8 @@ class Block(nn.Module):
         recompute: bool = False,
     ) -> None:
         super().__init__()
+        if recompute and norm == "BN":
+            raise InputError("model.recompute does not go with model.norm=BN: set it to false or choose another norm")
         left = (kernel - 1) * dilation // (1 if causal else 2)
         self.shape, self.fusable = BlockShape(dilation, left, norm_first, EPS, recompute), norm == "gLN"
         self.expand = nn.Conv1d(channels, hidden, 1)
@@ -49,30 +56,30 @@ class Block(nn.Module):
     def forward(self, x_bct: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return what is added to the residual path and what to the skip path."""
         if self.fusable and by_hand(x_bct):
-            outputs_bct = fused_block(x_bct, self._weights(), self.shape)
+            ends_bct = fused_block(x_bct, self._weights(), self.shape)
         elif self.shape.recompute and torch.is_grad_enabled():
-            outputs_bct = checkpoint(self.outputs, x_bct, use_reentrant=False, preserve_rng_state=False)
+            ends_bct = checkpoint(self.ends, x_bct, use_reentrant=False, preserve_rng_state=False)
         else:
-            outputs_bct = self.outputs(x_bct)
-        residual_bct, skip_bct = outputs_bct.split([conv.out_channels if conv else 0 for conv in self._ends()], 1)
+            ends_bct = self.ends(x_bct)
+        residual_bct, skip_bct = ends_bct.split([conv.out_channels if conv else 0 for conv in self._end_convs()], 1)
         return residual_bct if self.residual else None, skip_bct if self.skip else None
 
-    def outputs(self, x_bct: Tensor) -> Tensor:
-        """Return both outputs, one above the other: what the block computes, and `fused_block` too, by hand."""
-        x_bct = self._normed(self.expand(x_bct), self.act1, self.norm1)
+    def ends(self, x_bct: Tensor) -> Tensor:
+        """Return residual and skip output one above the other; `fused_block` does exactly this, gradient and all."""
+        x_bct = self._act_norm(self.expand(x_bct), self.act1, self.norm1)
         taps_cp = self.depthwise.weight[:, 0]
         x_bct = depthwise_conv(x_bct, taps_cp, self.depthwise.bias, self.shape.dilation, self.shape.left)
-        return F.conv1d(self._normed(x_bct, self.act2, self.norm2), *self._end_weights())
+        return F.conv1d(self._act_norm(x_bct, self.act2, self.norm2), *self._end_weights())
 
-    def _normed(self, x_bct: Tensor, act: nn.Module, norm: nn.Module) -> Tensor:
-        return act(norm(x_bct)) if self.shape.norm_first else norm(act(x_bct))
+    def _act_norm(self, x_bct: Tensor, act: nn.PReLU, norm: nn.Module) -> Tensor:
+        return prelu(norm(x_bct), act.weight) if self.shape.norm_first else norm(prelu(x_bct, act.weight))
 
-    def _ends(self) -> tuple[nn.Conv1d | None, nn.Conv1d | None]:
+    def _end_convs(self) -> tuple[nn.Conv1d | None, nn.Conv1d | None]:
         return self.residual, self.skip
 
     def _end_weights(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of both 1x1 convolutions as one."""
-        convs = [conv for conv in self._ends() if conv is not None]
+        convs = [conv for conv in self._end_convs() if conv is not None]
         return torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
 
     def _weights(self) -> BlockWeights:
