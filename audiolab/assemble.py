@@ -32,6 +32,7 @@ from audiolab.training.optim import Optimization
 from audiolab.training.position import Position
 from audiolab.training.processes import InStep
 from audiolab.training.progress import EpochLine, progress_bar
+from audiolab.training.schedules import Schedule
 from audiolab.training.task import Task
 
 _OWN_TRAINER_ARGUMENTS = (
@@ -52,7 +53,8 @@ def check(config: dict[str, Any]) -> None:
     conf.check_words(config)
     builder.check(config["model"], "model")
     builder.check(config["loss"], "loss")
-    builder.check(config["optimizer"], "optimizer")
+    builder.check(config["optimizer"], "optimizer", given=("schedule",))
+    builder.check(config["schedule"], "schedule")
     builder.check(config["augment"], "augment")
     builder.check(config["data"], "data", given=("seed", "augment"))
     builder.check(config["module"], "module", given=("model", "criterion", "optimization"))
@@ -105,10 +107,11 @@ def check_together(config: dict[str, Any], task: Task, data: SpeechData) -> None
 
 
 def _check_monitors(config: dict[str, Any], known: Sequence[str], val_sets: Sequence[str]) -> None:
-    """Raise InputError for a callback that watches what is never measured, or takes the worst for the best."""
+    """Raise InputError for what watches a metric that is never measured, or takes the worst for the best."""
     metric, mode = config["monitor"]["metric"], config["monitor"]["mode"]
-    for name, section in (config["callbacks"] or {}).items():
-        watched, where = section.get("monitor"), f"callbacks.{name}"
+    watching = {f"callbacks.{name}": section for name, section in (config["callbacks"] or {}).items()}
+    for where, section in {"schedule": config["schedule"], **watching}.items():
+        watched = section.get("monitor")
         ours = section["_target_"].startswith("audiolab.")  # others may watch what training logs
         if watched not in known and (ours or str(watched).startswith(tuple(f"{one}/" for one in val_sets))):
             if watched is not None:
@@ -129,7 +132,8 @@ def build_data(config: dict[str, Any]) -> SpeechData:
 def build_task(config: dict[str, Any]) -> Task:
     """Build the LightningModule of a config; weights are drawn from the run's seed."""
     refuse_missing(config["model"])
-    kinds = {"module": Task, "model": torch.nn.Module, "loss": torch.nn.Module, "optimizer": Optimization}
+    kinds = {"module": Task, "model": torch.nn.Module, "loss": torch.nn.Module}
+    kinds |= {"optimizer": Optimization, "schedule": Schedule}
     for name, kind in kinds.items():
         builder.require(config[name], kind, name)
     L.seed_everything(config["seed"], verbose=False)
@@ -137,7 +141,7 @@ def build_task(config: dict[str, Any]) -> Task:
         config["module"],
         model=builder.build(config["model"]),
         criterion=builder.build(config["loss"]),
-        optimization=builder.build(config["optimizer"]),
+        optimization=builder.build(config["optimizer"], schedule=builder.build(config["schedule"])),
     )
 
 

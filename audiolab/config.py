@@ -31,7 +31,7 @@ _NONE = {
     "callbacks": "give callbacks=[] for a run without callbacks, or ~callbacks.<name> to leave out one",
     "experiment": "leave it out",
 }
-GROUPS = ("task", "experiment", "model", "data", "augment", "loss", "trainer", "logger", "callbacks")
+GROUPS = ("task", "experiment", "model", "data", "augment", "loss", "schedule", "trainer", "logger", "callbacks")
 
 
 def config_folder() -> Path:

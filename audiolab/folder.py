@@ -29,7 +29,8 @@ _PACKAGES = ("torch", "lightning", "hydra-core", "transformers", "numpy", "scipy
 WEIGHTS = "model.safetensors"  # in checkpoints/, the best weights alone
 _NOT_SAVED = ("plan", "outputs")  # options of the command, not of the run
 _MAY_CHANGE = ("on_out_of_memory",)  # options that a run may go on with otherwise than it was begun
-_NEEDED = ("task", "name", "seed", "module", "model", "data", "augment", "loss", "optimizer", "trainer", "monitor")
+_NEEDED = ("task", "name", "seed", "module", "model", "data", "augment", "loss")
+_NEEDED += ("optimizer", "schedule", "trainer", "monitor")
 _BEFORE_CONFIG = {"command.txt", "code.json"}  # what is there when a command was killed at its very start
 
 
@@ -68,6 +69,12 @@ class RunFolder:
 
     def require_whole_config(self) -> None:
         """Raise InputError where config.yaml lacks a section that building the run needs: it was cut off or edited."""
+        if "schedule" not in self.config and "warmup" in self.config.get("optimizer", {}):
+            raise InputError(
+                f"{self.path / 'config.yaml'} is of an older audiolab, which had the schedule under optimizer: move "
+                "warmup, warmup_start and floor_lr from there to a section schedule, with "
+                "_target_: audiolab.training.schedules.Cosine and no other change"
+            )
         if missing := [name for name in _NEEDED if name not in self.config]:
             raise InputError(
                 f"{self.path / 'config.yaml'} is not the whole configuration of a run, it lacks {', '.join(missing)}: "

@@ -62,7 +62,7 @@ def prepare(config: dict[str, Any]) -> Facts | None:
     section = config["data"]
     build.check(section, "data", given=("seed", "augment"))
     build.require(section, SpeechData, "data")
-    preparation = build.locate(section["_target_"]).preparation(section, config["seed"])
+    preparation = build.locate(section["_target_"]).preparation(section)
     if preparation is None:
         assemble.build_data(config).prepare_data()  # a built-in corpus is made here
         print(f"nothing to prepare: {section.get('root') or 'this corpus'} is read as it lies")

@@ -80,8 +80,8 @@ def _epochs(root: Path, cache: Path | None, encoder: str, num_epochs: int) -> Ep
         "data.batch_size=8",
         f"data.feature_cache={cache or 'null'}",
         f"trainer.max_epochs={num_epochs}",
-        "optimizer.warmup=0.0",
-        "optimizer.floor_lr=2.0e-3",  # a constant rate: the numbers of epochs differ
+        "schedule=constant",
+        "schedule.warmup=0.0",  # a constant rate: the numbers of epochs differ
         "trainer.accelerator=cpu",
     ]
     composed = config.compose_run(options, "cache")

@@ -50,7 +50,7 @@ def main() -> None:
     trainable = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
     threads = torch.get_num_threads()
     print(f"{arguments.variant}: {total:,} parameters, {trainable:,} trainable; {device}, {threads} CPU threads")
-    optimizer, _ = build(composed["optimizer"]).build(task, total_steps=100)
+    optimizer, _ = build(composed["optimizer"], schedule=build(composed["schedule"])).build(task, total_steps=100)
     generator = torch.Generator().manual_seed(0)
     batch = {
         "wave": (0.1 * torch.randn(arguments.batch, 64_600, generator=generator)).to(device),

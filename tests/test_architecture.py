@@ -107,7 +107,7 @@ def test_a_run_folder_that_is_refused_costs_no_import_of_torch(tmp_path: Path):
     assert lines[4] == "[]"
 
 
-@pytest.mark.parametrize("verb", ["run", "resume", "test", "predict", "score", "fuse", "check", "export"])
+@pytest.mark.parametrize("verb", ["run", "resume", "test", "predict", "score", "fuse", "check", "prepare", "export"])
 def test_every_verb_tells_its_options(verb: str, capsys: pytest.CaptureFixture[str]):
     try:
         code = importlib.import_module(f"audiolab.{verb}").main(["--help"])

@@ -33,14 +33,14 @@ def digest(root: Path) -> str:
     return found.hexdigest()
 
 
-def lists(root: Path, name: str) -> dict[str, pd.DataFrame]:
+def lists(root: Path, name: str, audio: str = AUDIO) -> dict[str, pd.DataFrame]:
     subset, split = SETS[name]
     paths = {
         "utterances": f"metadata/LibriSpeech/{subset}.csv",
         "definition": f"metadata/Libri2Mix/libri2mix_{subset}.csv",
         "info": f"metadata/Libri2Mix/libri2mix_{subset}_info.csv",
-        "mixtures": f"{AUDIO}/metadata/mixture_{split}_mix_clean.csv",
-        "metrics": f"{AUDIO}/metadata/metrics_{split}_mix_clean.csv",
+        "mixtures": f"{audio}/metadata/mixture_{split}_mix_clean.csv",
+        "metrics": f"{audio}/metadata/metrics_{split}_mix_clean.csv",
     }
     return {what: pd.read_csv(root / path, dtype={"speaker_ID": str}) for what, path in paths.items()}
 

@@ -13,9 +13,12 @@ from torch import nn
 from audiolab.errors import InputError
 from audiolab.reporting.scores import read_scores, write_scores
 from audiolab.training.evaluation import join_rows
-from audiolab.training.optim import Optimization, cosine_factor
+from audiolab.training.optim import Optimization
 from audiolab.training.randomness import item_generator
 from audiolab.training.sampling import EvalBatches, TrainBatches
+from audiolab.training.schedules import Constant, Cosine, Schedule, cosine_factor
+
+CONSTANT = Constant(warmup=0.0, warmup_start=1.0)
 
 
 def items(batches: list[list[tuple[int, int]]]) -> list[int]:
@@ -77,9 +80,13 @@ def test_item_generators_do_not_collide():
     assert len(draws) == 3 * 5 * 50 * 2
 
 
+def recipe_of(schedule: Schedule = CONSTANT, **groups: dict) -> Optimization:
+    return Optimization(1e-3, 0.0, (0.9, 0.999), 1e-8, schedule, groups)
+
+
 def test_the_schedule_warms_up_and_decays_to_the_floor_of_each_group():
     model = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
-    recipe = Optimization(1e-3, 0.0, (0.9, 0.999), 0.1, 0.1, 1e-4, {"encoder": {"prefix": ["encoder"], "lr": 1e-5}})
+    recipe = recipe_of(Cosine(0.1, 0.1, 1e-4), encoder={"prefix": ["encoder"], "lr": 1e-5})
     optimizer, schedule = recipe.build(model, total_steps=100)
     rates = []
     for _ in range(101):
@@ -97,25 +104,23 @@ def test_the_schedule_warms_up_and_decays_to_the_floor_of_each_group():
 def test_every_trainable_parameter_is_in_exactly_one_group():
     model = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2), "frozen": nn.Linear(2, 2)})
     model["frozen"].requires_grad_(False)
-    recipe = Optimization(
-        1e-3, 0.0, (0.9, 0.999), 0.0, 1.0, 0.0, {"a": {"prefix": "encoder"}, "b": {"prefix": ["enc", "head"]}}
-    )
+    recipe = recipe_of(a={"prefix": "encoder"}, b={"prefix": ["enc", "head"]})
     groups = recipe.parameter_groups(model)
     assert [len(group["params"]) for group in groups] == [2, 2]
     with pytest.raises(InputError, match="matches no trainable parameter.*encoder, head"):
-        Optimization(1e-3, 0.0, (0.9, 0.999), 0.0, 1.0, 0.0, {"a": {"prefix": "frozen"}}).parameter_groups(model)
+        recipe_of(a={"prefix": "frozen"}).parameter_groups(model)
 
 
 def test_a_group_is_found_by_prefix_or_by_pattern_and_the_first_that_fits_has_it():
     encoder = nn.ModuleDict({"q_proj": nn.ModuleDict({"base": nn.Linear(2, 2), "lora_A": nn.Linear(2, 2)})})
     model = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(2, 2), "criterion": nn.Linear(2, 2)})
     groups = {
-        "lora": {"contains": ["lora_"], "lr": 1e-4, "warmup": 0.5},
-        "encoder": {"prefix": ["encoder."], "lr": 1e-6, "floor_lr": 1e-7},
+        "lora": {"contains": ["lora_"], "lr": 1e-4, "schedule": {"warmup": 0.5}},
+        "encoder": {"prefix": ["encoder."], "lr": 1e-6, "schedule": {"floor_lr": 1e-7}},
         "loss": {"prefix": "crit", "contains": "nothing", "weight_decay": 0.0},
         "absent": {"contains": "adapter", "optional": True},
     }
-    recipe = Optimization(1e-3, 0.1, (0.9, 0.999), 0.0, 0.1, 1e-6, groups)
+    recipe = Optimization(1e-3, 0.1, (0.9, 0.999), 1e-8, Cosine(0.0, 0.1, 1e-6), groups)
     found = {group["name"]: {id(p) for p in group["params"]} for group in recipe.parameter_groups(model)}
     assert list(found) == ["lora", "encoder", "loss", "rest"]
     for name, module in {
@@ -148,7 +153,7 @@ def test_a_group_is_found_by_prefix_or_by_pattern_and_the_first_that_fits_has_it
 )
 def test_a_group_that_cannot_be_meant_is_said(group: dict, expected: str):
     with pytest.raises(InputError, match=expected):
-        Optimization(1e-3, 0.0, (0.9, 0.999), 0.0, 1.0, 0.0, {"a": group}).parameter_groups(nn.Linear(2, 2))
+        recipe_of(a=group).parameter_groups(nn.Linear(2, 2))
 
 
 def test_rows_are_joined_by_id_and_faults_are_named():

@@ -194,7 +194,7 @@ def cause_and_remedy(
             return f"{what}full scale in the audio file", f"replace the file and go on with {go_on}"
         return f"{what}full scale after augmentation, not in the file", f"{restart} another augment="
     option, rate = max(rates.items(), key=lambda pair: pair[1])
-    slower = f"{option}={rate / 10:.1g} (now {rate:.3g}), a longer optimizer.warmup or trainer.gradient_clip_val=1"
+    slower = f"{option}={rate / 10:.1g} (now {rate:.3g}), a longer schedule.warmup or trainer.gradient_clip_val=1"
     if rate > _ABSURD_RATE:
         slower = f"a usual {option}, which is from 1e-5 to 1e-3 (now {rate:.3g})"
     known = [norm for norm in norms if math.isfinite(norm)]

@@ -83,7 +83,7 @@ class SpeechData(L.LightningDataModule, ABC):
         self.record_folder: Path | None = None
 
     @classmethod
-    def preparation(cls, section: Mapping[str, Any], seed: int) -> Preparation | None:
+    def preparation(cls, section: Mapping[str, Any]) -> Preparation | None:
         """Return what makes the corpus of a data section ready before the first run; None: it is read as it lies."""
         return None
 

@@ -22,6 +22,7 @@ from audiolab.errors import InputError, RunError
 from audiolab.training import bad_batch, health_rules
 from audiolab.training.bad_batch import Finding, Step
 from audiolab.training.course import Course, Limits
+from audiolab.training.epoch_means import LOSS
 from audiolab.training.evaluation import gather
 from audiolab.training.gradients import UpdateProbe, squared_gradient_norms, squared_norms
 from audiolab.training.items import collate
@@ -155,7 +156,8 @@ class Health(L.Callback):
         """Add up the loss; after a step that is logged, see how far it moved the weights and judge."""
         self._step = None  # else two batches were on the device at a time
         if outputs:
-            self._loss_sum = self._loss_sum + outputs["loss"].detach().float() * trainer.accumulate_grad_batches
+            loss = (outputs.get("parts") or {}).get(LOSS, outputs["loss"] * trainer.accumulate_grad_batches)
+            self._loss_sum = self._loss_sum + loss.detach().float()
             self._num_batches += 1
             if self.course.start is None and self._num_batches == _START_BATCHES:
                 self.course.start = float(self._loss_sum) / self._num_batches

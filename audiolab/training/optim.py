@@ -1,70 +1,52 @@
-"""Optimiser groups and the learning-rate schedule."""
+"""Optimiser groups."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from audiolab.errors import InputError
+from audiolab.training.schedules import Schedule
 
 
-def cosine_factor(step: int, total_steps: int, warmup_steps: int, warmup_start: float, floor: float) -> float:
-    """Return the factor on the base rate at optimiser step `step`: linear warm-up, then cosine down to `floor`.
-
-    >>> [round(cosine_factor(s, 100, 10, 0.1, 0.0), 2) for s in (0, 10, 55, 100)]
-    [0.1, 1.0, 0.5, 0.0]
-    """
-    if step < warmup_steps:
-        return warmup_start + (1 - warmup_start) * step / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ParameterGroup:
     """Which parameters, and how they are trained; `optional`: it may match none."""
 
     name: str
     lr: float
     weight_decay: float
-    warmup: float
-    floor_lr: float
+    schedule: Mapping[str, Any] = field(default_factory=dict)
     prefix: tuple[str, ...] = ()
     contains: tuple[str, ...] = ()
     optional: bool = False
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.warmup < 1 or self.floor_lr < 0:
+        if self.lr <= 0 or self.weight_decay < 0:
             where = "optimizer" if self.name == "rest" else f"optimizer.groups.{self.name}"
             raise InputError(
-                f"{where}.lr={self.lr}, weight_decay={self.weight_decay}, warmup={self.warmup}, floor_lr="
-                f"{self.floor_lr} do not fit: give a positive rate, a decay from 0, a warm-up share from 0 to below 1 "
-                "and a floor from 0"
+                f"{where}.lr={self.lr}, weight_decay={self.weight_decay} do not fit: give a positive rate and a decay "
+                "from 0"
             )
 
     def matches(self, name: str) -> bool:
         """Whether a parameter's name starts with a prefix or contains a pattern of this group."""
         return name.startswith(self.prefix) or any(pattern in name for pattern in self.contains)
 
-    def factor(self, step: int, total_steps: int, warmup_start: float) -> float:
-        """Return the factor on `lr` at an optimiser step; a rate below the floor stays instead of rising to it."""
-        floor = min(1.0, self.floor_lr / self.lr)
-        return cosine_factor(step, total_steps, round(self.warmup * total_steps), warmup_start, floor)
-
 
 class Optimization:
-    """AdamW over named parameter groups with linear warm-up and a cosine per optimiser step.
+    """AdamW over named parameter groups, and a schedule of their rates; without decay it is Adam, to the bit.
 
-    `groups` maps a name to `{"prefix": [...], "contains": [...], "lr": ..., "weight_decay": ..., "warmup": ...,
-    "floor_lr": ..., "optional": ...}`. A trainable parameter joins the first group one of whose prefixes its name
-    starts with, or one of whose patterns it contains, else `rest`. So `contains: [lora_]`, named before a group of the
-    encoder's prefix, takes the LoRA adapters out of it. What a group does not say is as in `rest`; a group that
-    matches nothing is an error unless `optional`. Rates are per optimiser step, `warmup` a share of all steps.
+    `groups` maps a name to `{"prefix": [...], "contains": [...], "lr": ..., "weight_decay": ..., "schedule": {...},
+    "optional": ...}`. A trainable parameter joins the first group one of whose prefixes its name starts with, or one of
+    whose patterns it contains, else `rest`. So `contains: [lora_]`, named before a group of the encoder's prefix, takes
+    the LoRA adapters out of it. Rate and decay that a group does not say are those of `rest`, its `schedule` holds the
+    options in which it differs from the schedule of all; a group that matches nothing is an error unless `optional`.
     """
 
     def __init__(
@@ -72,17 +54,21 @@ class Optimization:
         lr: float,
         weight_decay: float,
         betas: tuple[float, float],
-        warmup: float,
-        warmup_start: float,
-        floor_lr: float,
+        eps: float,
+        schedule: Schedule,
         groups: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        self.betas, self.warmup_start = tuple(betas), warmup_start
-        self.rest = ParameterGroup("rest", lr, weight_decay, warmup, floor_lr)
+        if not all(0 <= beta < 1 for beta in betas) or eps <= 0:
+            raise InputError(
+                f"optimizer.betas={list(betas)}, eps={eps} do not fit: give betas from 0 to below 1 and a positive eps"
+            )
+        self.betas, self.eps, self.schedule = tuple(betas), eps, schedule
+        self.rest = ParameterGroup("rest", lr, weight_decay)
         self.groups = [self._group(name, dict(options)) for name, options in (groups or {}).items()]
+        self._of_groups = {group.name: schedule.of_group(group.name, group.schedule) for group in self.groups}
 
     def _group(self, name: str, options: dict[str, Any]) -> ParameterGroup:
-        known = ("prefix", "contains", "lr", "weight_decay", "warmup", "floor_lr", "optional")
+        known = ("prefix", "contains", "lr", "weight_decay", "schedule", "optional")
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise InputError(f"optimizer.groups.{name}.{unknown[0]} is unknown: {', '.join(known)} are known")
@@ -93,7 +79,7 @@ class Optimization:
             )
         for key in ("prefix", "contains"):
             options[key] = _texts(options.get(key, ()))
-        inherited = {key: getattr(self.rest, key) for key in ("lr", "weight_decay", "warmup", "floor_lr")}
+        inherited = {key: getattr(self.rest, key) for key in ("lr", "weight_decay")}
         return ParameterGroup(name, **{**inherited, **options})
 
     def assign(self, model: nn.Module) -> dict[ParameterGroup, list[nn.Parameter]]:
@@ -122,16 +108,10 @@ class Optimization:
             for group, parameters in self.assign(model).items()
         ]
 
-    def build(
-        self, model: nn.Module, total_steps: int
-    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    def build(self, model: nn.Module, total_steps: int) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """Return the optimiser and its schedule for `total_steps` optimiser steps."""
-        optimizer = torch.optim.AdamW(self.parameter_groups(model), betas=self.betas)
-
-        def factor_of(group: ParameterGroup) -> Any:
-            return lambda step: group.factor(step, total_steps, self.warmup_start)
-
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [factor_of(g) for g in self.assign(model)])
+        optimizer = torch.optim.AdamW(self.parameter_groups(model), betas=self.betas, eps=self.eps)
+        return optimizer, self.schedule.build(optimizer, total_steps, self._of_groups)
 
 
 def _texts(value: str | Sequence[str]) -> tuple[str, ...]:

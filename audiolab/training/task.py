@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import lightning as L
 import pandas as pd
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from audiolab.audio.recording import Recording
 from audiolab.errors import InputError
@@ -41,12 +43,13 @@ class Known:
 class Prediction:
     """What a task says about one recording: plain `values` by column, a `sentence`, and files that go with it.
 
-    A key of `files` is a path in the output folder in which `*` stands for the recording: `curves/*.csv`.
+    A key of `files` is a path in the output folder in which `*` stands for the recording: `curves/*.csv`. A value is
+    text, a figure, or the path of a file in `scratch` (see `Task.predict_recording`), which is moved there.
     """
 
     values: dict[str, Any]
     sentence: str
-    files: dict[str, str | Figure] = field(default_factory=dict)
+    files: dict[str, str | Figure | Path] = field(default_factory=dict)
 
 
 class Task(L.LightningModule, ABC):
@@ -55,13 +58,14 @@ class Task(L.LightningModule, ABC):
     `headline` names the metrics that people quote, with their format: `{"eer": "EER {:.2f} %"}`; the first is shown
     every epoch. `eer_low` and `eer_high` beside `eer` are its interval. Those of `only_after_training` take too long to
     be measured every epoch, so that none of them can be the monitor. `prediction_columns` are the keys and types
-    of what `predict` finds. `scoring_files` and `scoring_options` name what `audiolab.score` takes beside score files,
-    with a line of help each.
+    of what `predict` finds, `prediction_batch_size` how many windows it takes at once. `scoring_files` and
+    `scoring_options` name what `audiolab.score` takes beside score files, with a line of help each.
     """
 
     headline: ClassVar[dict[str, str]]
     only_after_training: ClassVar[tuple[str, ...]] = ()
     prediction_columns: ClassVar[dict[str, type]]
+    prediction_batch_size: ClassVar[int] = 16
     scoring_files: ClassVar[dict[str, str]] = {}
     scoring_options: ClassVar[dict[str, str]] = {}
     examples_every_n_epochs: int | None = None
@@ -126,10 +130,13 @@ class Task(L.LightningModule, ABC):
         """Apply the model to one recording, (time,) at `sample_rate` Hz."""
 
     @abstractmethod
-    def predict_recording(self, recording: Recording, known: Known, *, batch_size: int, **options: Any) -> Prediction:
+    def predict_recording(
+        self, recording: Recording, known: Known, *, scratch: Path, batch_size: int, **options: Any
+    ) -> Prediction:
         """Apply the model to a recording that is read in blocks, and say what it means.
 
-        `batch_size` windows or blocks run at once; `options` are those that `add_predict_options` names.
+        `batch_size` windows or blocks run at once; `options` are those that `add_predict_options` names. Files of any
+        length can be written in `scratch`, a folder to be made; those named in the `Prediction` are kept.
         """
 
     def foreign_weights(self, path: Path) -> dict[str, Tensor] | None:
@@ -212,7 +219,18 @@ class Task(L.LightningModule, ABC):
         """One step: the loss, logged as `train/loss_step`, and its parts, of which `EpochMeans` logs the means."""
         loss, parts = self.guard.loss(self, batch) if self.guard else self.loss(batch)
         self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
-        return {"loss": loss, "parts": {name: value.detach() for name, value in {**parts, LOSS: loss}.items()}}
+        parts = {name: value.detach() for name, value in {**parts, LOSS: loss}.items()}
+        return {"loss": self._of_leftover(loss, batch_idx), "parts": parts}
+
+    def _of_leftover(self, loss: Tensor, batch_idx: int) -> Tensor:
+        """Weight the batches that an epoch has left over from whole accumulated steps as a mean of their own.
+
+        Lightning divides every loss by `accumulate_grad_batches`, also where fewer batches than that make a step.
+        """
+        accumulate, num_batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
+        if accumulate == 1 or batch_idx < num_batches // accumulate * accumulate:
+            return loss
+        return loss * (accumulate / (num_batches % accumulate))
 
     def validation_step(self, batch: Batch | None, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Rows for the evaluation callback; an empty batch is one whose files could all not be read."""
@@ -230,7 +248,22 @@ class Task(L.LightningModule, ABC):
     def configure_optimizers(self) -> dict[str, Any]:
         """Build optimiser and schedule for the steps that Lightning expects."""
         optimizer, schedule = self.optimization.build(self, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        every_step = {"scheduler": schedule, "interval": "step", "reduce_on_plateau": False}  # see lr_scheduler_step
+        return {"optimizer": optimizer, "lr_scheduler": every_step}
+
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
+        """Move a schedule of optimiser steps on; one that watches a metric is moved by `on_validation_epoch_end`.
+
+        Lightning would do that after the epoch's checkpoint, and after epochs without validation as well.
+        """
+        if self.optimization.schedule.watched is None:
+            scheduler.step()
+
+    def on_validation_epoch_end(self) -> None:
+        """Tell the schedule the metric that it watches: known by now, as callbacks come first, and not yet saved."""
+        watched = self.optimization.schedule.watched
+        if watched is not None and self.trainer.state.fn is TrainerFn.FITTING:
+            self.lr_schedulers().step(float(self.trainer.callback_metrics[watched]))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the rate of every parameter group at the steps whose values Lightning logs."""

@@ -42,7 +42,6 @@ def read_speakers(root: Path, subsets: Sequence[str]) -> list[Speaker]:
 
     Raises InputError, with file and line, for what is missing or not as published; audio is not looked at.
     """
-    root = root if root.is_dir() else root.parent if root.name == "spk-info.txt" else root
     if not root.is_dir():
         raise InputError(f"data.root={root} does not exist: {_WHERE}")
     for needed in (*(f"{subset}/content.txt" for subset in subsets), "spk-info.txt"):

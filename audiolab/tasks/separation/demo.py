@@ -21,6 +21,7 @@ from audiolab.audio.io import write_audio
 from audiolab.audio.resample import resample
 from audiolab.errors import InputError
 from audiolab.tasks.separation import librimix_writer
+from audiolab.tasks.separation.data import SeparationData
 from audiolab.tasks.separation.librimix_writer import (
     SETS,
     UTTERANCES,
@@ -32,6 +33,7 @@ from audiolab.tasks.separation.librimix_writer import (
     write_mixture,
 )
 
+FOLDER = "separation_demo"
 SAMPLE_RATE = 8000
 SNR_DB = (-5.0, 5.0)
 LEVEL_DBFS = -25.0
@@ -57,6 +59,20 @@ class _Talker:
     sex: str
     language: str
     pitch: tuple[int, int]
+
+
+class DemoData(SeparationData):
+    """The built-in synthetic corpus: made under `root` when it is not there yet, then read like any other."""
+
+    def prepare_data(self) -> None:
+        """Make the corpus (seconds); only one process does. A folder of another name must be there already."""
+        root = Path(self.root).expanduser()
+        if root.name != FOLDER and not root.exists():
+            raise InputError(
+                f"data.root={root} does not exist, and data=separation/demo is the built-in synthetic corpus: "
+                "for a corpus of yours choose data=separation/libri2mix data.root=<folder>"
+            )
+        prepare_demo_corpus(root)
 
 
 def prepare_demo_corpus(

@@ -27,7 +27,8 @@ from typing import Any, Literal
 import numpy as np
 
 from audiolab.audio.io import read_audio, write_audio
-from audiolab.audio.level import rms_dbfs
+from audiolab.audio.level import rms_gain
+from audiolab.audio.mixing import LIMITED_PEAK, fit_lengths, mean_power, snr_gain
 from audiolab.errors import InputError
 from audiolab.training.preparation import write_whole
 
@@ -35,7 +36,6 @@ SETS = {"train": ("train-clean-100", "train-100"), "dev": ("dev-clean", "dev"), 
 """Our sets, and what LibriMix calls them: the folder of the utterances, and that of the mixtures."""
 UTTERANCES = "LibriSpeech"
 SOURCES = "train_sources.csv"
-PEAK_LIMIT = 0.99
 _FULL_SCALE = 32768
 _FAINT_DB = 20.0
 
@@ -162,12 +162,11 @@ def write_mixture(corpus: Corpus, set_name: str, mixture: Mixture) -> dict[str, 
     The SNR that was drawn holds for what is mixed, silence included; a source that is all but silent in it (20 dB
     below its whole utterance) counts as no quieter than that, so that its noise is not blown up.
     """
-    length = mixture.num_samples(corpus.mode)
     waves = [
         read_audio(corpus.folder / UTTERANCES / one.path, sample_rate=corpus.sample_rate_hz)[0].astype(np.float64)
         for one in mixture.utterances
     ]
-    placed_st = np.stack([np.pad(wave[:length], (0, max(0, length - len(wave)))) for wave in waves])
+    placed_st = fit_lengths(waves, corpus.mode)
     gains_s = mixing_gains(placed_st, waves, mixture.snrs_db, corpus.level_dbfs)
     sources_st = np.round(gains_s[:, None] * placed_st * _FULL_SCALE)
     signals = [sources_st.sum(0), *sources_st]
@@ -184,14 +183,13 @@ def mixing_gains(
     placed_st: np.ndarray, waves: Sequence[np.ndarray], snrs_db: Sequence[float], level_dbfs: float
 ) -> np.ndarray:
     """Return one gain a source: for the SNRs of the first over the others, times one for all for level and peak."""
-    faintest = np.array([float(rms_dbfs(wave)) - _FAINT_DB for wave in waves])
-    levels_db = np.maximum([float(level) for level in rms_dbfs(placed_st)], faintest)
-    gains_s = 10 ** ((levels_db[0] - levels_db - np.array([0.0, *snrs_db])) / 20)
-    mixed_t = (gains_s[:, None] * placed_st).sum(0)
-    gains_s = gains_s * 10 ** ((level_dbfs - float(rms_dbfs(mixed_t))) / 20)
+    powers = np.maximum(mean_power(placed_st), [float(mean_power(wave)) * 10 ** (-_FAINT_DB / 10) for wave in waves])
+    gains = [snr_gain(powers[0], power, snr) for power, snr in zip(powers[1:], snrs_db, strict=True)]
+    gains_s = np.array([1.0, *gains])
+    gains_s = gains_s * rms_gain((gains_s[:, None] * placed_st).sum(0), level_dbfs, peak_limit=np.inf)
     scaled_st = gains_s[:, None] * placed_st
     peak = max(float(np.abs(scaled_st.sum(0)).max()), float(np.abs(scaled_st).max()))
-    return gains_s * min(1.0, PEAK_LIMIT / peak)
+    return gains_s * min(1.0, LIMITED_PEAK / peak)  # 0.99 leaves room for the rounding to 16 bits
 
 
 def write_lists(

@@ -30,7 +30,7 @@ def prepared_picture(
     figure.suptitle(title, fontsize=11)
     levels, lengths, talkers = figure.subplots(3, 1)
     colours = dict(zip(mixtures, SYSTEM_COLOURS, strict=False))
-    for axes, unit, values in (
+    for axes, label, values in (
         (levels, "SNR of source 1 (dB)", {name: [one["snrs_db"][0] for one in found] for name, found in facts.items()}),
         (
             lengths,
@@ -38,22 +38,17 @@ def prepared_picture(
             {name: [one.num_samples(mode) / sample_rate_hz for one in found] for name, found in mixtures.items()},
         ),
     ):
-        groups = [f"{name}: {len(found):,}" for name, found in values.items()]
-        axes.hist(
-            list(values.values()), bins=_NUM_BINS, stacked=True, color=[colours[name] for name in values], label=groups
-        )
-        axes.set(xlabel=unit, ylabel="Mixtures")
-        axes.legend(frameon=False)
+        axes.hist(list(values.values()), bins=_NUM_BINS, stacked=True, color=list(colours.values()))
+        axes.set(xlabel=label, ylabel="Mixtures")
     left = 0
     for name, found in mixtures.items():
         heard = Counter(one.speaker for mixture in found for one in mixture.utterances)
         counts = [number for _, number in heard.most_common()]
-        talkers.bar(
-            range(left, left + len(counts)), counts, color=colours[name], label=f"{name}: {len(counts)} speakers"
-        )
+        label = f"{name}: {len(found):,} mixtures, {len(counts)} speakers"
+        talkers.bar(range(left, left + len(counts)), counts, color=colours[name], label=label)
         left += len(counts)
     talkers.set(xlabel="Speakers", ylabel="Mixtures with them", xticks=[])
-    talkers.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=len(mixtures), frameon=False, fontsize=9)
     for axes in (levels, lengths, talkers):
         axes.set_axisbelow(True)
         axes.grid(axis="y", **GRID)
