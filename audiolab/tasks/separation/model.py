@@ -35,6 +35,7 @@ class ConvTasNet(Separator):
     Without arguments the paper's form for two speakers, 5,050,545 parameters. Parameters have the neutral names to
     which `library_weights` brings those of other libraries. Raises InputError for options that contradict each other.
 
+    >>> import torch
     >>> ConvTasNet(32, bottleneck=16, hidden=32, skip=16, blocks=2, repeats=1)(torch.zeros(1, 100)).shape
     torch.Size([1, 2, 100])
     """
