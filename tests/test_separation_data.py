@@ -426,6 +426,25 @@ def test_loading_is_counted_in_seconds_of_its_own_rate(folders: Path):
     assert data.test_sets == ["dev"]
 
 
+def test_the_training_set_is_judged_whole(folders: Path):
+    data = open_data("folders", f"root={folders}", *TINY, "dynamic.p=1")
+    data.choose_test_sets(["train"])
+    data.setup("test")
+    batches = list(data.test_dataloader()[0])
+    assert [batch["id"] for batch in batches] == [["m0"], ["m1"], ["m2"], ["m3"]]
+    assert {batch["wave"].shape for batch in batches} == {(1, 4000)}
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16000])
+@pytest.mark.parametrize("share", [0, 1])
+def test_memory_changes_no_sample(folders: Path, rate_hz: int, share: int):
+    options = ("folders", f"root={folders}", f"sample_rate_hz={rate_hz}", "crop_samples=2000", f"dynamic.p={share}")
+    kept, read = (open_data(*options, f"in_memory={m}").utterances("train") for m in ("true", "false"))
+    for epoch in (0, 1):
+        assert np.array_equal(kept[(epoch, 2)]["sources"], read[(epoch, 2)]["sources"])
+        assert np.array_equal(kept[(epoch, 2)]["wave"], read[(epoch, 2)]["wave"])
+
+
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
@@ -479,6 +498,7 @@ def test_loading_is_counted_in_seconds_of_its_own_rate(folders: Path):
             "mixing of 3 talkers .* have 2",
         ),
         ("csv", ["root={own}"], "is not in the CSV layout: it has no list, it is a folder"),
+        ("csv", ["root={own}/two_rows.csv"], "has no rows with the set train, it has test: mark some in a column set"),
         ("csv", ["root={own}/wrong.csv"], "line 1: there is no column 'source_2'.* and is file,source_1,label"),
         (
             "csv",
@@ -496,6 +516,7 @@ def test_what_does_not_fit_is_said_in_a_sentence(
 ):
     lists = {
         "wrong": [{"file": "a.wav", "source_1": "a.wav", "label": 1}],
+        "two_rows": [{"source_1": "train/s1/m0.wav", "source_2": "train/s2/m0.wav"}],
         "three": [{f"source_{number}": "a.wav" for number in (1, 2, 3)}],
         "twice": [{"source_1": "a.wav", "source_2": "b.wav"}] * 2,
         "gains": [{"mixture": "m.wav", "source_1": "a.wav", "source_2": "b.wav", "gain_1": 2}],
