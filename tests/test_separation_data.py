@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from separation_corpora import noise_sources, open_data, write_folders, write_wave
+from separation_corpora import noise_sources, open_data, section_of, write_folders, write_wave
 
+from audiolab import build
 from audiolab.audio import mixing
 from audiolab.audio.files import AudioFiles
 from audiolab.audio.io import AudioError
@@ -220,6 +222,22 @@ def test_a_training_window_is_the_same_of_mixture_and_sources_and_not_a_pause(tm
         assert np.array_equal(item["wave"], item["sources"].sum(axis=0))
     heard = [bool(item["sources"][1].any()) for item in items]
     assert sum(heard) >= 10  # 29 % of the windows would do; ten are tried
+
+
+def test_noise_is_added_to_the_mixture_alone(mix_mini: Path):
+    data = open_data("mix_mini", f"root={mix_mini}", "crop_samples=4000", "batch_size=8")
+    section = section_of("augment", "noise")
+    build.check(section, "augment")
+    data.augment = build.build(section)
+    data.trainer = SimpleNamespace(training=True, testing=False, global_rank=0, world_size=1)
+    batch = next(iter(data.train_dataloader()))
+    clean, sources = batch["wave"].clone(), batch["sources"].clone()
+    data.on_after_batch_transfer(batch, 0)
+    noise_power, power = ((x**2).mean(dim=-1) for x in (batch["wave"] - clean, clean))
+    changed = noise_power > 0
+    assert 1 <= changed.sum() <= 7 and torch.equal(batch["sources"], sources)
+    snr_db = 10 * torch.log10(power / noise_power)[changed]
+    assert snr_db.min() > 4.9 and snr_db.max() < 30.1
 
 
 def test_unknown_talkers_and_silent_sources_are_no_accident(folders: Path, tmp_path: Path, caplog):

@@ -199,7 +199,7 @@ class DynamicMixtures(Utterances):
             start = int(generator.integers(max(0, num_samples - needed) + 1))
             wave = np.concatenate(parts)[start : start + needed]
         if speed != 1:
-            wave = soxr.resample(wave, speed, 1.0, quality="HQ")
+            wave = soxr.resample(wave, speed, 1.0, quality="MQ")  # flat to 90 % of the band, in half of the time of HQ
         wave = wave[: self.num_samples]
         return wave if len(wave) == self.num_samples else self._lengthened(wave, self.listed.short, generator)
 
