@@ -16,21 +16,17 @@ from audiolab.tasks.separation.data import SeparationData
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
-def data_section(name: str, *overrides: str) -> dict[str, Any]:
-    """The data section separation/<name>, with options given as `root=/x`."""
+def section_of(group: str, name: str, *overrides: str) -> dict[str, Any]:
+    """The section of conf/<group>/separation/<name>.yaml, with options given as `root=/x`, or `+data.x=1` for more."""
     with initialize_config_dir(str(CONF), version_base=None):
-        composed = compose(
-            overrides=[
-                f"+data=separation/{name}",
-                *(text if text.startswith("+") else f"data.{text}" for text in overrides),
-            ]
-        )
-    return OmegaConf.to_container(composed, resolve=True)["data"]  # type: ignore[index,call-overload]
+        given = (text if text.startswith("+") else f"{group}.{text}" for text in overrides)
+        composed = compose(overrides=[f"+{group}=separation/{name}", *given])
+    return OmegaConf.to_container(composed, resolve=True)[group]  # type: ignore[index,call-overload]
 
 
 def open_data(name: str, *overrides: str, seed: int = 0) -> SeparationData:
     """The DataModule of such a section."""
-    section = data_section(name, *overrides)
+    section = section_of("data", name, *overrides)
     build.check(section, "data", given=("seed", "augment"))
     return build.build(section, seed=seed)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from separation_corpora import noise_sources, open_data, write_folders, write_wave
+from separation_corpora import noise_sources, open_data, section_of, write_folders, write_wave
 
+from audiolab import build
 from audiolab.audio import mixing
 from audiolab.audio.files import AudioFiles
 from audiolab.audio.io import AudioError
@@ -222,6 +224,22 @@ def test_a_training_window_is_the_same_of_mixture_and_sources_and_not_a_pause(tm
     assert sum(heard) >= 10  # 29 % of the windows would do; ten are tried
 
 
+def test_noise_is_added_to_the_mixture_alone(mix_mini: Path):
+    data = open_data("mix_mini", f"root={mix_mini}", "crop_samples=4000", "batch_size=8")
+    section = section_of("augment", "noise")
+    build.check(section, "augment")
+    data.augment = build.build(section)
+    data.trainer = SimpleNamespace(training=True, testing=False, global_rank=0, world_size=1)
+    batch = next(iter(data.train_dataloader()))
+    clean, sources = batch["wave"].clone(), batch["sources"].clone()
+    data.on_after_batch_transfer(batch, 0)
+    noise_power, power = ((x**2).mean(dim=-1) for x in (batch["wave"] - clean, clean))
+    changed = noise_power > 0
+    assert 1 <= changed.sum() <= 7 and torch.equal(batch["sources"], sources)
+    snr_db = 10 * torch.log10(power / noise_power)[changed]
+    assert snr_db.min() > 4.9 and snr_db.max() < 30.1
+
+
 def test_unknown_talkers_and_silent_sources_are_no_accident(folders: Path, tmp_path: Path, caplog):
     warn_once.cache_clear()
     data = open_data("folders", f"root={folders}", *TINY, "dynamic.p=1")
@@ -426,6 +444,25 @@ def test_loading_is_counted_in_seconds_of_its_own_rate(folders: Path):
     assert data.test_sets == ["dev"]
 
 
+def test_the_training_set_is_judged_whole(folders: Path):
+    data = open_data("folders", f"root={folders}", *TINY, "dynamic.p=1")
+    data.choose_test_sets(["train"])
+    data.setup("test")
+    batches = list(data.test_dataloader()[0])
+    assert [batch["id"] for batch in batches] == [["m0"], ["m1"], ["m2"], ["m3"]]
+    assert {batch["wave"].shape for batch in batches} == {(1, 4000)}
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16000])
+@pytest.mark.parametrize("share", [0, 1])
+def test_memory_changes_no_sample(folders: Path, rate_hz: int, share: int):
+    options = ("folders", f"root={folders}", f"sample_rate_hz={rate_hz}", "crop_samples=2000", f"dynamic.p={share}")
+    kept, read = (open_data(*options, f"in_memory={m}").utterances("train") for m in ("true", "false"))
+    for epoch in (0, 1):
+        assert np.array_equal(kept[(epoch, 2)]["sources"], read[(epoch, 2)]["sources"])
+        assert np.array_equal(kept[(epoch, 2)]["wave"], read[(epoch, 2)]["wave"])
+
+
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
@@ -479,6 +516,7 @@ def test_loading_is_counted_in_seconds_of_its_own_rate(folders: Path):
             "mixing of 3 talkers .* have 2",
         ),
         ("csv", ["root={own}"], "is not in the CSV layout: it has no list, it is a folder"),
+        ("csv", ["root={own}/two_rows.csv"], "has no rows with the set train, it has test: mark some in a column set"),
         ("csv", ["root={own}/wrong.csv"], "line 1: there is no column 'source_2'.* and is file,source_1,label"),
         (
             "csv",
@@ -496,6 +534,7 @@ def test_what_does_not_fit_is_said_in_a_sentence(
 ):
     lists = {
         "wrong": [{"file": "a.wav", "source_1": "a.wav", "label": 1}],
+        "two_rows": [{"source_1": "train/s1/m0.wav", "source_2": "train/s2/m0.wav"}],
         "three": [{f"source_{number}": "a.wav" for number in (1, 2, 3)}],
         "twice": [{"source_1": "a.wav", "source_2": "b.wav"}] * 2,
         "gains": [{"mixture": "m.wav", "source_1": "a.wav", "source_2": "b.wav", "gain_1": 2}],

@@ -22,6 +22,7 @@ from audiolab.tasks.separation.mixtures import Mixtures, all_heard
 GROUP = "mixtures"
 LOOKED_AT = 100  # mixtures of a set that are taken apart, at even distances
 SAME_DB = -30.0  # a rest this far below the mixture is rounding and dither
+EXACT_DB = -150.0
 STRANGE_DB = -3.0  # a rest above this means that the sources are not those of the mixture
 SNR_EDGES_DB = (-10, -5, -2.5, 0, 2.5, 5, 10)
 
@@ -140,7 +141,8 @@ def _sums(set_name: str, listed: MixtureSet, seen: _Seen) -> list[Finding]:
         findings.append(Finding(GROUP, check, "warning", found, remedy, tuple(seen.other_sound)))
     if not findings:
         noise = f"the noise is {-np.median(seen.rest_db):.1f} dB below the mixture (median)"
-        clean = f"mixture = sum of sources in all {num} looked at (rest at most {max(seen.rest_db):.0f} dB)"
+        most = f"{max(seen.rest_db):.0f} dB" if max(seen.rest_db) > EXACT_DB else "0"
+        clean = f"mixture = sum of sources in all {num} looked at (rest at most {most})"
         findings.append(Finding(GROUP, check, "ok", noise if seen.other_sound else clean))
     return findings
 

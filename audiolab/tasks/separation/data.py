@@ -30,11 +30,11 @@ class SeparationData(SpeechData):
     `sets` names the parts of the corpus that make up each set. Audio of any rate and format is read as mono at
     `sample_rate_hz`. Training items are windows of `crop_samples`, mixed anew as `dynamic` says (`DynamicMixing`);
     dev and test items are whole mixtures, or their first `max_length_s`, as stored or defined, with nothing drawn.
-    `short`, `level_dbfs`: see `Mixtures`. With `overfit` the first so many training mixtures are train and dev.
-    `unseen_speakers` refuses test sets with talkers of the training set.
+    `short`, `level_dbfs`, and what is done about silence: see `Mixtures`. With `overfit` the first so many training
+    mixtures are train and dev. `unseen_speakers` refuses test sets with talkers of the training set.
     """
 
-    options_of_the_run = ("eval_batch_size", "sample_rate_hz", "level_dbfs", "max_length_s")
+    options_of_the_run = ("eval_batch_size", "sample_rate_hz", "level_dbfs")
     options_without_effect = ("num_workers", "in_memory")
 
     def __init__(
@@ -124,7 +124,7 @@ class SeparationData(SpeechData):
         if set_name not in self._sets:
             listed = self.listed(set_name)
             self._check_files()
-            training = set_name == "train"
+            training = set_name == "train" and "train" not in self.test_sets
             most = None if self.max_length_s is None else round(self.max_length_s * self.sample_rate_hz)
             mixtures = Mixtures(
                 listed,
@@ -154,7 +154,7 @@ class SeparationData(SpeechData):
         return {"num_speakers": self.num_speakers, "sample_rate_hz": self.sample_rate_hz}
 
     def choose_test_sets(self, names: list[str]) -> None:
-        """Test on the named sets."""
+        """Test on the named sets; train among them is judged on whole listed mixtures, as the others."""
         there = [name for name in SETS if self.sets.get(name)]
         for name in names:
             if name not in there:

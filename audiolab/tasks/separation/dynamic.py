@@ -19,7 +19,7 @@ from audiolab.audio.files import AudioFiles
 from audiolab.audio.io import AudioError
 from audiolab.augment.room import reverberate, room_response
 from audiolab.errors import InputError
-from audiolab.tasks.separation.corpora.base import UNKNOWN, Source, warn_once
+from audiolab.tasks.separation.corpora.base import UNKNOWN, Mixture, Source, warn_once
 from audiolab.tasks.separation.mixtures import TRIES, Mixtures, Short, item_of, lengthen
 from audiolab.training.items import BadItem, Item, Utterances
 from audiolab.training.text_files import read_csv
@@ -172,9 +172,7 @@ class DynamicMixtures(Utterances):
         mixture_t, sources_st = mixing.scale_and_sum(
             sources_st, gains, None if level_dbfs is None else level_dbfs + gain_db
         )
-        sexes = sorted((source.sex for source, _ in drawn), reverse=True)
-        genders = "".join(sexes) if set(sexes) <= {"F", "M"} else "?"
-        return item_of(mixture_t, sources_st, rate, genders, "/".join(source.speaker for source, _ in drawn))
+        return item_of(mixture_t, sources_st, rate, Mixture("", None, tuple(source for source, _ in drawn)))
 
     def _source(self, recordings: Sequence[Source], generator: np.random.Generator) -> tuple[Source, np.ndarray]:
         """Draw a recording and a window of it, again (ten times at most) while it is a pause."""
@@ -201,7 +199,7 @@ class DynamicMixtures(Utterances):
             start = int(generator.integers(max(0, num_samples - needed) + 1))
             wave = np.concatenate(parts)[start : start + needed]
         if speed != 1:
-            wave = soxr.resample(wave, speed, 1.0, quality="HQ")
+            wave = soxr.resample(wave, speed, 1.0, quality="MQ")  # flat to 90 % of the band, in half of the time of HQ
         wave = wave[: self.num_samples]
         return wave if len(wave) == self.num_samples else self._lengthened(wave, self.listed.short, generator)
 

@@ -25,9 +25,9 @@ class Mixtures(Utterances):
     """Mixtures of a set: `wave` (time,), `sources` (source, time), both float32 at one rate, and facts.
 
     Training items are a drawn window of `crop_samples`, the same of mixture and sources, drawn again (ten times at
-    most) while one of the sources pauses in it; shorter mixtures are padded with silence or repeated (`short`). With
-    `crop_samples` None items are whole, or their first `most_samples`. The level is `level_dbfs` RMS of the mixture,
-    one gain for it and its sources (None: as it is).
+    most) while one of the sources pauses in it; a source that stays silent is left to the loss. Shorter mixtures are
+    padded with silence or repeated (`short`). With `crop_samples` None items are whole, or their first `most_samples`.
+    The level is `level_dbfs` RMS of the mixture, one gain for it and its sources (None: as it is).
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Mixtures(Utterances):
         if self.level_dbfs is not None:
             gain = np.float32(mixing.common_gain(mixture_t, sources_st, self.level_dbfs))
             mixture_t, sources_st = mixture_t * gain, sources_st * gain
-        return item_of(mixture_t, sources_st, self.files.sample_rate_hz, mixture.genders, mixture.speakers)
+        return item_of(mixture_t, sources_st, self.files.sample_rate_hz, mixture)
 
     def _window(
         self, mixture: Mixture, num_samples: int, wanted: int, generator: np.random.Generator
@@ -111,7 +111,7 @@ class Mixtures(Utterances):
         return scaled if len(scaled) == stop - start else np.pad(scaled, (0, stop - start - len(scaled)))
 
 
-def item_of(mixture_t: np.ndarray, sources_st: np.ndarray, sample_rate_hz: int, genders: str, speakers: str) -> Item:
+def item_of(mixture_t: np.ndarray, sources_st: np.ndarray, sample_rate_hz: int, mixture: Mixture) -> Item:
     """Return the item of a mixture and its sources: the waveforms, and what metrics are broken down by.
 
     `snr_db` is the level of source 1 against all else in the mixture (NaN where either is silent), `overlap` the share
@@ -120,9 +120,9 @@ def item_of(mixture_t: np.ndarray, sources_st: np.ndarray, sample_rate_hz: int, 
     facts: dict[str, Any] = {
         "num_speakers": len(sources_st),
         "snr_db": mixing.input_snr_db(mixture_t, sources_st[0]),
-        "genders": genders,
+        "genders": mixture.genders,
         "overlap": mixing.overlap(sources_st, sample_rate_hz),
-        "speakers": speakers,
+        "speakers": mixture.speakers,
     }
     return {"wave": np.ascontiguousarray(mixture_t), "sources": np.ascontiguousarray(sources_st), **facts}
 

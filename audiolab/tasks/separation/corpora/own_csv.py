@@ -47,7 +47,10 @@ class OwnCsv(Corpus):
     def read(self, part: str) -> MixtureSet:
         """Keep the rows of a part."""
         if part not in self._parts:
-            raise InputError(f"{self.root} has no rows with the set {part}: there are {', '.join(self.parts)}")
+            raise InputError(
+                f"{self.root} has no rows with the set {part}, it has {', '.join(self.parts)}: mark some in a column "
+                "set, or name others in data.sets"
+            )
         return MixtureSet(self._parts[part], self.root, self.length)
 
     @cached_property
