@@ -420,10 +420,14 @@ def test_options_that_did_not_fit_may_be_changed(small: Path, tmp_path: Path):
     for _ in range(2):
         with pytest.raises(InputError, match="dev: .* and 200 are wanted: want fewer"):
             prepare.main([*command, many])
-    stray = tmp_path / "made/LibriSpeech/stray.flac"
-    stray.write_text("")
-    assert prepare.main(command) == 0 and not stray.exists()
-    with pytest.raises(InputError, match="was made with num_mixtures.dev=2"):
+    own, theirs = tmp_path / "made/notes.txt", next((tmp_path / "made/LibriSpeech/train-clean-100").rglob("*-*.flac"))
+    own.write_text("of the user")
+    assert (
+        prepare.main([*command, "data.mixtures.short=skip", "data.mixtures.min_s=1"]) == 0
+        and own.is_file()
+        and not theirs.exists()
+    )
+    with pytest.raises(InputError, match="was made with num_mixtures.dev=2 "):
         prepare.main([*command, many])
 
 
