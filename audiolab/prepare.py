@@ -1,11 +1,12 @@
 """Make a corpus ready: python -m audiolab.prepare task=separation data=separation/aishell3 data.root=/corpora/AISHELL-3
 
-Reads the corpus at data.root, writes what runs are trained on beside it, and says how to train.
+Reads the corpus at data.root, writes what runs are trained on to another folder, and says how to train.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -45,8 +46,8 @@ def main(argv: Sequence[str]) -> int:
     config = conf.compose_run(overrides, conf.check_name(name), arguments.config_dir)
     facts = prepare(config)
     if facts is not None:
-        flag = [f"--config-dir {arguments.config_dir}"] if arguments.config_dir else []
-        print("to train on it: " + " ".join(["python -m audiolab.run", *arguments.overrides, *flag]))
+        flag = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
+        print(f"to train on it: python -m audiolab.run {shlex.join([*arguments.overrides, *flag])}")
     return 0
 
 

@@ -37,13 +37,9 @@ def command(shared: Path, tmp_path: Path) -> list[str]:
 
 
 def options(root: Path, folder: Path, *more: str) -> list[str]:
-    conf = folder.parent / "conf/task"
-    conf.mkdir(parents=True, exist_ok=True)
-    stand_in = "# @package _global_\ndefaults: [/data: separation/aishell3]\ntask: separation\n"
-    (conf / "mixtures.yaml").write_text(stand_in + "monitor: {metric: dev/si_sdri, mode: max}\n")
     numbers = [f"data.mixtures.num_mixtures.{name}={num}" for name, num in NUMBERS.items()]
-    own = ["task=mixtures", f"data.root={root}", f"data.prepared={folder}", "data.num_workers=2", *numbers, *more]
-    return [*own, "--config-dir", str(conf.parent)]
+    own = ["task=separation", "data=separation/aishell3", f"data.root={root}", f"data.prepared={folder}"]
+    return [*own, "data.num_workers=2", *numbers, *more]
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +144,7 @@ def test_a_finished_one_is_told_and_left_alone(
     assert prepare.main(command) == 0
     shown = capsys.readouterr().out
     assert f"prepared already, nothing was done: {made}" in shown
-    assert "to train on it: python -m audiolab.run task=mixtures data.root=" in shown
+    assert "to train on it: python -m audiolab.run task=separation data=separation/aishell3 data.root=" in shown
     assert "5 / 9" in shown and "utterances are several short ones in a row" in shown
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
     with pytest.raises(
@@ -208,7 +204,7 @@ def test_runs_read_it_by_the_options_that_made_it(made: Path, shared: Path, tmp_
 
 
 def composed(argv: list[str]) -> dict[str, Any]:
-    return config.compose_run(argv[:-2], "x", argv[-1])["data"]
+    return config.compose_run(argv, "x")["data"]
 
 
 def build(section: dict[str, Any]) -> Aishell3Data:
@@ -420,10 +416,14 @@ def test_options_that_did_not_fit_may_be_changed(small: Path, tmp_path: Path):
     for _ in range(2):
         with pytest.raises(InputError, match="dev: .* and 200 are wanted: want fewer"):
             prepare.main([*command, many])
-    stray = tmp_path / "made/LibriSpeech/stray.flac"
-    stray.write_text("")
-    assert prepare.main(command) == 0 and not stray.exists()
-    with pytest.raises(InputError, match="was made with num_mixtures.dev=2"):
+    own, theirs = tmp_path / "made/notes.txt", next((tmp_path / "made/LibriSpeech/train-clean-100").rglob("*-*.flac"))
+    own.write_text("of the user")
+    assert (
+        prepare.main([*command, "data.mixtures.short=skip", "data.mixtures.min_s=1"]) == 0
+        and own.is_file()
+        and not theirs.exists()
+    )
+    with pytest.raises(InputError, match="was made with num_mixtures.dev=2 "):
         prepare.main([*command, many])
 
 

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 import soundfile
 
+from audiolab import config
 from audiolab.audio.level import rms_dbfs
 from audiolab.errors import InputError
 from audiolab.tasks.separation import demo
-from audiolab.tasks.separation.demo import prepare_demo_corpus
+from audiolab.tasks.separation.demo import DemoData, prepare_demo_corpus
 from audiolab.tasks.separation.librimix_writer import SETS, Utterance, draw_mixtures, mixing_gains
 
 SIZES = {"train": 24, "dev": 6, "test": 8}
@@ -97,6 +98,20 @@ def test_talkers_of_a_mixture_and_of_the_sets_differ(corpus: Path):
     assert len(set.union(*speakers.values())) == sum(map(len, speakers.values())) == 37
     variants = [variant for groups in demo._VARIANTS.values() for group in groups for variant in group]
     assert len(set(variants)) == len(variants)
+
+
+def test_runs_read_it_as_libri2mix_and_mix_anew(corpus: Path, tmp_path: Path):
+    section = config.compose_run(["task=separation", "data=separation/demo", f"data.root={corpus}"], "x")["data"]
+    options = {key: value for key, value in section.items() if key != "_target_"}
+    data = DemoData(**{**options, "dynamic": {**options["dynamic"], "p": 1.0}})
+    data.setup("fit")
+    assert [len(data.utterances(name)) for name in SIZES] == list(SIZES.values())
+    item = data.utterances("train")[(0, 0)]
+    assert item["wave"].shape == (16000,) and item["sources"].shape == (2, 16000)
+    assert item["speakers"].split("/")[0] != item["speakers"].split("/")[1]
+    assert data.utterances("dev")[(0, 0)]["genders"] in ("MF", "FF", "MM")
+    with pytest.raises(InputError, match="does not exist, and data=separation/demo is the built-in synthetic corpus"):
+        DemoData(**{**options, "root": str(tmp_path / "corpora")}).prepare_data()
 
 
 def test_the_same_seed_gives_the_same_bytes_and_a_corpus_that_is_there_stays(tmp_path: Path):

@@ -122,28 +122,27 @@ class Preparation(ABC):
             return None
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
-            if state.keys() < {"name", "options", "refused", "finished"}:
-                raise KeyError("refused")
+            if not {"name", "options", "refused", "finished"} <= state.keys():
+                raise KeyError(STATE)
             if state["name"] != self.name:
                 raise InputError(
                     f"{self.folder} holds {state['name']}, not {self.name}: give another folder with "
                     f"{self.choose_folder}="
                 )
             return state
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} is damaged: delete {self.folder} and prepare it again") from error
 
     def _clear(self) -> None:
-        """Remove half-written files, and all that options which did not fit have left behind."""
+        """Remove half-written files, and what is known to be left by options that did not fit."""
         state = self._state()
         if state is not None and state["options"] != self.options:
-            for path in self.folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                elif path.name[0] != ".":  # the lock
-                    path.unlink()
+            for note in (self.folder / _WORK).rglob("*.json"):
+                for file in json.loads(note.read_text(encoding="utf-8"))["files"]:
+                    (self.folder / file).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / _WORK, ignore_errors=True)
         for path in self.folder.rglob(".*.tmp*"):
             path.unlink()
 

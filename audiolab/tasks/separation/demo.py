@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from audiolab.audio import talkers
+from audiolab.audio import level, mixing, talkers
 from audiolab.audio.built_in import built_in_corpus, make_all
 from audiolab.audio.espeak import synthesize
 from audiolab.audio.io import write_audio
@@ -98,7 +98,7 @@ def prepare_demo_corpus(
     def build(folder: Path) -> None:
         _build(folder, seed, sizes, show_progress)
 
-    code = (prepare_demo_corpus, librimix_writer, talkers, synthesize, resample)
+    code = (prepare_demo_corpus, librimix_writer, mixing, level, talkers, synthesize, resample)
     recipe = {"seed": seed, "mixtures": sizes}
     return built_in_corpus(root, _CORPUS, recipe, code, build, show_progress=show_progress)
 
