@@ -40,7 +40,7 @@ class RunningSpectrogram:
 
     def level_db(self) -> np.ndarray:
         """Return the levels (frequency, column) in dB, a sine of full scale at 0; ends the signal."""
-        missing = self._all_frames - self._num_frames
+        missing = min(self._all_frames - self._num_frames, math.ceil(len(self._kept) / self._hop))
         length = self._size + (missing - 1) * self._hop
         self._kept = np.pad(self._kept, (0, max(0, length - len(self._kept))))
         self._take(missing)

@@ -84,8 +84,9 @@ def separate_recording(
     any gain from chunk to chunk: `stitching.Stitcher`; with `match_level` the talkers add up to the mixture as far as
     gains can bring them there. Speakers are numbered as the first chunk has them. Memory holds some chunks, however
     long the recording is. Above half of `sample_rate_hz` the talkers have nothing. `heard` gets the mixture as the
-    model does. Raises InputError for estimates that are not finite.
+    model does. Raises InputError for estimates that are not finite and for less than one sample at `sample_rate_hz`.
     """
+    _require_a_sample(recording, sample_rate_hz)
     separated = _separate_chunks(recording, separate, sample_rate_hz, chunking or Chunking(), device, heard)
     yield from _at_rate(_stitched(separated, sample_rate_hz, match_level), recording, sample_rate_hz)
 
@@ -105,6 +106,8 @@ def stream_recording(
     There are no chunks, so no order can be lost between them. The level is the model's, as one that fits the mixture is
     known only at the end: `levels` gathers what gives it.
     """
+
+    _require_a_sample(recording, sample_rate_hz)
 
     def blocks() -> Iterator[np.ndarray]:
         ahead_t = np.zeros(0, np.float32)  # of the mixture, not separated yet
@@ -187,6 +190,14 @@ def _at_rate(blocks: Iterable[np.ndarray], recording: Recording, from_hz: int) -
     if resampler:
         silence = np.zeros((silence_samples, num_speakers), np.float32)
         yield resampler.resample_chunk(silence, last=True).T[:, :missing]
+
+
+def _require_a_sample(recording: Recording, sample_rate_hz: int) -> None:
+    if recording.num_samples(sample_rate_hz) == 0:
+        raise InputError(
+            f"the recording has {recording.num_frames} samples at {recording.sample_rate} Hz, less than one at the "
+            f"model's {sample_rate_hz} Hz: there is nothing to separate"
+        )
 
 
 def _finite(estimate_bst: Tensor) -> np.ndarray:
