@@ -10,8 +10,10 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("-o", "--out", help="folder for what is written (default: <run>/predictions)")
     parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="of the predictions (default csv)")
-    parser.add_argument("--batch-size", type=int, default=16, help="windows of a recording at once (default 16)")
+    parser.add_argument("--batch-size", type=int, help="windows of a recording at once (default: the task's)")
     parser.add_argument("--overwrite", action="store_true", help="forget the predictions in the folder and start anew")
     options = vars(parser.parse_intermixed_args(argv))
     names = ("run", "inputs", "list", "out", "format", "batch_size", "overwrite")
@@ -57,16 +59,16 @@ def predict(
     *,
     out: str | Path | None = None,
     form: Literal["csv", "jsonl"] = "csv",
-    batch_size: int = 16,
+    batch_size: int | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Apply a run's best weights to audio files and folders; returns one dict a file, in order, as in the output.
 
     `status` is `ok` or `error`, `error` the sentence about a file that could not be used. `options` are those of the
-    task, `batch_size` the number of windows of a recording at once. What the output folder (by default
-    `<run>/predictions`) holds of the same run and options is not judged again. Raises InputError for inputs that do
-    not exist, options that do not fit, and output made with others.
+    task, `batch_size` the number of windows of a recording at once (None: the task's). What the output folder (by
+    default `<run>/predictions`) holds of the same run and options is not judged again. Raises InputError for inputs
+    that do not exist, options that do not fit, and output made with others.
     """
     from audiolab.audio.find import find_audio
 
@@ -105,7 +107,7 @@ def _apply(
     files: list[Path],
     out: str | Path | None,
     form: Literal["csv", "jsonl"],
-    batch_size: int,
+    batch_size: int | None,
     overwrite: bool,
     options: dict[str, Any],
     verbose: bool,
@@ -125,12 +127,15 @@ def _apply(
     if unknown := sorted(set(options) - set(defaults)):
         raise InputError(f"predict has no option {unknown[0]}: this task has {', '.join(defaults)}")
     options = defaults | options
+    batch_size = task.prediction_batch_size if batch_size is None else batch_size
     known = Known((run.results or {}).get("dev", {}), run.calibration)
     legend = task.prediction_legend(known, batch_size=batch_size, **options)
     settings = {"run": _digest(run.config["module"], known, task), **options}
     folder = Path(out) if out else run.path / "predictions"
     predictions = PredictionFile(folder, task.prediction_columns, settings, form, overwrite=overwrite)
+    files = predictions.without_own(files)
     todo = predictions.begin(files)
+    names = _names(map(Path, predictions.rows), files)
 
     def show(line: str) -> None:
         if verbose:
@@ -145,17 +150,23 @@ def _apply(
     try:
         with explained(folder, "The same command goes on."), _progress(todo, show, verbose) as (advance, line_above):
             for path in todo:
+                scratch = folder / f".unfinished-{names[path]}"
+                shutil.rmtree(scratch, ignore_errors=True)  # of a killed command
                 try:
                     recording = Recording(path, on_read=advance(path))
                     with out_of_memory.told(out_of_memory.in_prediction(path, batch_size, task.device)):
-                        found = task.predict_recording(recording, known, batch_size=batch_size, **options)
+                        given = {"scratch": scratch, "batch_size": batch_size, **options}
+                        found = task.predict_recording(recording, known, **given)
+                    made = {name.replace("*", names[path]): content for name, content in found.files.items()}
+                    for name, content in made.items():
+                        _write(folder / name, content)
                 except InputError as error:
                     predictions.add(path, {}, error=str(error))
                     line_above(f"{_shown(path):<{width}}  cannot be used: {error}")
                     continue
-                for name, content in found.files.items():
-                    _write(folder / name.replace("*", _name_of(path)), content)
-                predictions.add(path, found.values)
+                finally:
+                    shutil.rmtree(scratch, ignore_errors=True)
+                predictions.add(path, found.values, files=list(made))
                 line_above(f"{_shown(path):<{width}}  {found.sentence}")
     except KeyboardInterrupt:
         show(f"stopped: the same command goes on with what {predictions.path} lacks")
@@ -225,20 +236,25 @@ def _progress(
         yield advance, line_above
 
 
-def _write(path: Path, content: str | Figure) -> None:
+def _write(path: Path, content: str | Figure | Path) -> None:
     from audiolab.reporting.scores import write_text
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, str):
         write_text(path, content)
+    elif isinstance(content, Path):
+        content.replace(path)
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)
         content.savefig(path)
 
 
-def _name_of(path: Path) -> str:
-    """Name what belongs to a recording, different for equal names in different folders."""
-    digest = hashlib.blake2b(os.fsencode(path), digest_size=3).hexdigest()
-    return f"{path.stem[:80]}-{digest}"
+def _names(known: Iterable[Path], files: Iterable[Path]) -> dict[Path, str]:
+    """Name what belongs to each recording: its name without suffix, told apart where another one has it too."""
+    paths = list(dict.fromkeys([*known, *files]))
+    stems = {path: path.stem[:80].replace(";", "_") for path in paths}
+    number = Counter(stem.casefold() for stem in stems.values())
+    digests = {path: hashlib.blake2b(os.fsencode(path), digest_size=3).hexdigest() for path in paths}
+    return {path: stem if number[stem.casefold()] == 1 else f"{stem}-{digests[path]}" for path, stem in stems.items()}
 
 
 def _shown(path: Path) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -17,7 +19,12 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 def data_section(name: str, *overrides: str) -> dict[str, Any]:
     """The data section separation/<name>, with options given as `root=/x`."""
     with initialize_config_dir(str(CONF), version_base=None):
-        composed = compose(overrides=[f"+data=separation/{name}", *(f"data.{text}" for text in overrides)])
+        composed = compose(
+            overrides=[
+                f"+data=separation/{name}",
+                *(text if text.startswith("+") else f"data.{text}" for text in overrides),
+            ]
+        )
     return OmegaConf.to_container(composed, resolve=True)["data"]  # type: ignore[index,call-overload]
 
 
@@ -26,3 +33,33 @@ def open_data(name: str, *overrides: str, seed: int = 0) -> SeparationData:
     section = data_section(name, *overrides)
     build.check(section, "data", given=("seed", "augment"))
     return build.build(section, seed=seed)
+
+
+def write_wave(path: Path, wave: np.ndarray, rate_hz: int = 8000) -> None:
+    """A float WAV file with its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, wave.T, rate_hz, subtype="FLOAT")
+
+
+def noise_sources(num_sources: int, num_samples: int, seed: int) -> np.ndarray:
+    """Gaussian sources (source, time) at about -26 dBFS, float32."""
+    return 0.05 * np.random.default_rng(seed).standard_normal((num_sources, num_samples), dtype=np.float32)
+
+
+def write_folders(
+    folder: Path,
+    parts: tuple[str, ...],
+    *,
+    mixture: str = "mix",
+    num: int = 4,
+    num_sources: int = 2,
+    length: int = 4000,
+) -> Path:
+    """Parts with `num` mixtures m0.wav ... and their sources at 8 kHz."""
+    for seed, part in enumerate(parts):
+        for number in range(num):
+            sources = noise_sources(num_sources, length, 100 * seed + number)
+            write_wave(folder / part / mixture / f"m{number}.wav", sources.sum(axis=0))
+            for index, source in enumerate(sources, 1):
+                write_wave(folder / part / f"s{index}" / f"m{number}.wav", source)
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -410,6 +411,31 @@ def test_what_happens_to_a_process_ends_all_in_a_sentence(
     assert time.monotonic() - started < 30
     assert Toy(tmp_path / "toy").facts() is None
     assert prepare._make(Toy(tmp_path / "toy")).sets == {"all": {"sum": 15}}
+
+
+def test_options_that_did_not_fit_may_be_changed(small: Path, tmp_path: Path):
+    command = options(small, tmp_path / "made", *TWO_EACH)
+    copy_speakers(small, 1)
+    many = "data.mixtures.num_mixtures.dev=200"
+    for _ in range(2):
+        with pytest.raises(InputError, match="dev: .* and 200 are wanted: want fewer"):
+            prepare.main([*command, many])
+    stray = tmp_path / "made/LibriSpeech/stray.flac"
+    stray.write_text("")
+    assert prepare.main(command) == 0 and not stray.exists()
+    with pytest.raises(InputError, match="was made with num_mixtures.dev=2"):
+        prepare.main([*command, many])
+
+
+def test_a_folder_that_is_being_filled_is_left_to_the_other(tmp_path: Path):
+    (tmp_path / "toy").mkdir()
+    held = os.open(tmp_path / "toy/.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)  # by another open file, as another process
+    with pytest.raises(
+        InputError, match="in use by another process: wait for it .* another one needs another data.toy="
+    ):
+        prepare._make(Toy(tmp_path / "toy"))
+    os.close(held)
 
 
 def test_a_folder_of_another_kind_and_a_damaged_one_are_named(tmp_path: Path):

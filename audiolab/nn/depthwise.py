@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_SLAB_BYTES = 2**19  # for each thread
+
 
 def depthwise_conv(x_bct: Tensor, weight_cp: Tensor, bias_c: Tensor | None, dilation: int, left: int) -> Tensor:
     """Convolve each channel of (batch, channel, time) with its own filter of P taps, output as long as the input.
@@ -48,8 +50,7 @@ class _Taps(torch.autograd.Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         backwards = [-shift for shift in ctx.shifts]
         grad_x_bct = tap_conv(grad_bct, weight_cp, None, backwards, torch.empty_like(x_bct)) if need_x else None
-        spare_bct = torch.empty_like(x_bct)
-        grad_weight = tap_products(grad_bct, x_bct, ctx.shifts, spare_bct).sum(0) if need_weight else None
+        grad_weight = tap_products(grad_bct, x_bct, ctx.shifts).sum(0) if need_weight else None
         return grad_x_bct, grad_weight, grad_bct.sum((0, 2)) if need_bias else None, None, None
 
 
@@ -63,27 +64,33 @@ def tap_shifts(num_taps: int, dilation: int, left: int) -> list[int]:
 
 
 def tap_conv(x_ct: Tensor, weight_cp: Tensor, bias_c: Tensor | None, shifts: list[int], out_ct: Tensor) -> Tensor:
-    """Write into `out_ct` the sum over taps of weight times shifted input (zeros outside), plus the bias; no autograd."""
-    bias_c1 = weight_cp.new_zeros(1, 1) if bias_c is None else bias_c[:, None]
-    taps = sorted(zip(shifts, weight_cp.split(1, 1), strict=True), key=lambda tap: abs(tap[0]))
-    for number, (shift, w_c1) in enumerate(taps):
-        into, out_of = _overlap(x_ct.shape[-1], shift)
-        if number:
-            out_ct[..., into].addcmul_(x_ct[..., out_of], w_c1)
-        else:  # the tap that reaches most frames writes them; the rest gets the bias
-            torch.addcmul(bias_c1, x_ct[..., out_of], w_c1, out=out_ct[..., into])
-            out_ct[..., : into.start] = bias_c1
-            out_ct[..., into.stop :] = bias_c1
+    """Fill `out_ct` with the sum over taps of weight times shifted input (zeros outside), plus the bias; no autograd."""
+    bias_c1 = None if bias_c is None else bias_c[:, None]
+    for slab in slabs(x_ct):
+        x, out = x_ct[..., slab, :], out_ct[..., slab, :]
+        out.zero_() if bias_c1 is None else out.copy_(bias_c1[slab].expand_as(out))
+        for tap, shift in enumerate(shifts):
+            into, out_of = _overlap(x_ct.shape[-1], shift)
+            out[..., into].addcmul_(x[..., out_of], weight_cp[slab, tap : tap + 1])
     return out_ct
 
 
-def tap_products(grad_ct: Tensor, x_ct: Tensor, shifts: list[int], spare_ct: Tensor) -> Tensor:
-    """Return (..., channel, tap): the gradient of the taps' weights; `spare_ct` is overwritten; no autograd."""
-    products = []
-    for shift in shifts:
-        into, out_of = _overlap(x_ct.shape[-1], shift)
-        products.append(torch.mul(grad_ct[..., into], x_ct[..., out_of], out=spare_ct[..., into]).sum(-1))
-    return torch.stack(products, -1)
+def tap_products(grad_ct: Tensor, x_ct: Tensor, shifts: list[int]) -> Tensor:
+    """Return (..., channel, tap): the gradient of the taps' weights; no autograd."""
+    products_cp = x_ct.new_empty(*x_ct.shape[:-1], len(shifts))
+    for slab in slabs(x_ct):
+        grad, x = grad_ct[..., slab, :], x_ct[..., slab, :]
+        for tap, shift in enumerate(shifts):
+            into, out_of = _overlap(x_ct.shape[-1], shift)
+            products_cp[..., slab, tap] = (grad[..., into] * x[..., out_of]).sum(-1)
+    return products_cp
+
+
+def slabs(x_ct: Tensor) -> list[slice]:
+    """Channels to be worked on together: so few that several steps in a row find them in the cores' caches."""
+    bytes_of_channel = x_ct.numel() // x_ct.shape[-2] * x_ct.itemsize
+    together = max(1, _SLAB_BYTES * torch.get_num_threads() // max(1, bytes_of_channel))
+    return [slice(first, min(first + together, x_ct.shape[-2])) for first in range(0, x_ct.shape[-2], together)]
 
 
 def _overlap(num_frames: int, shift: int) -> tuple[slice, slice]:

@@ -61,7 +61,10 @@ def _normalise(
 ) -> tuple[Tensor, ...]:
     """Return the normed frames, the last sums, and mean, scale and count of each frame in float64."""
     num_channels, num_frames = x_bct.shape[1:]
-    sums_2bt = torch.stack((x_bct.sum(1), x_bct.square().sum(1))).double()
+    own_b1t = x_bct.mean(1, keepdim=True)
+    centred_bct = x_bct - own_b1t  # so that a mean far from 0 costs the variance no digits
+    own_bt, around_bt = own_b1t[:, 0].double(), centred_bct.square().sum(1).double()
+    sums_2bt = torch.stack((num_channels * own_bt, around_bt + num_channels * own_bt.square()))
     count_t = num_channels * torch.ones(num_frames, dtype=torch.float64, device=x_bct.device)
     if cumulative:
         sums_2bt, count_t = sums_2bt.cumsum(-1), count_t.cumsum(-1)
@@ -69,7 +72,9 @@ def _normalise(
         sums_2bt, count_t = sums_2bt + before.sums_2b1, count_t + num_channels * before.num_frames
     mean_bt, square_bt = (sums_2bt / count_t).unbind()
     scale_bt = ((square_bt - mean_bt.square()).clamp_(min=0) + eps).rsqrt_()
-    normed_bct = (x_bct - mean_bt[:, None].to(x_bct.dtype)).mul_(scale_bt[:, None].to(x_bct.dtype))
+    if cumulative:
+        centred_bct += (own_bt - mean_bt)[:, None].to(x_bct.dtype)
+    normed_bct = centred_bct.mul_(scale_bt[:, None].to(x_bct.dtype))
     normed_bct = torch.addcmul(bias_c[:, None], normed_bct, weight_c[:, None])
     return normed_bct, sums_2bt[..., -1:].clone(), mean_bt, scale_bt, count_t
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,9 @@ _ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "
 class PredictionFile:
     """`predictions.csv` or `predictions.jsonl` in a folder, and `predictions.settings.json`: what the rows depend on.
 
-    Columns: `file`, `status` (ok or error), those given, `error`, `size_bytes` and `mtime_ns`, by which a changed file
-    is noticed. Rows of other files stay. Raises InputError where the rows there were made with other settings.
+    Columns: `file`, `status` (ok or error), those given, `error`, `files` (what was written for it in the same folder,
+    joined by `;`), `size_bytes` and `mtime_ns`, by which a changed file is noticed. Rows of other files stay. Raises
+    InputError where the rows there were made with other settings.
     """
 
     def __init__(
@@ -35,19 +36,28 @@ class PredictionFile:
     ) -> None:
         self.path, self.form = folder / f"predictions.{form}", form
         own = {"size_bytes": int, "mtime_ns": int}
-        self.columns = {"file": str, "status": str, **columns, "error": str, **own}
+        self.columns = {"file": str, "status": str, **columns, "error": str, "files": str, **own}
         self.settings = json.loads(json.dumps(settings))
         self._settings_path = folder / "predictions.settings.json"
         self.rows: dict[str, Row] = {} if overwrite else self._read()
         self._overwrite = overwrite
 
+    def without_own(self, files: Iterable[Path]) -> list[Path]:
+        """Return the files without those that were written here for others: they are no recordings to be judged."""
+        own = {path.resolve() for row in self.rows.values() for path in self._written(row)}
+        return [path for path in files if path.resolve() not in own]
+
     def begin(self, files: Iterable[Path]) -> list[Path]:
-        """Return the files still to be judged: new, changed, or unusable last time; make the output ready for them."""
+        """Return the files still to be judged: new, changed, or unusable last time; make the output ready for them.
+
+        A row also counts for nothing where a file that belongs to it is gone.
+        """
         self.files = [str(path) for path in files]
         todo = []
         for path in map(Path, self.files):
             row = self.rows.get(str(path))
-            if row is None or row["status"] != "ok" or _stamp(path) != {key: row[key] for key in _KEY}:
+            same = row is not None and row["status"] == "ok" and _stamp(path) == {key: row[key] for key in _KEY}
+            if not same or not all(written.is_file() for written in self._written(row)):
                 self.rows.pop(str(path), None)
                 todo.append(path)
         try:
@@ -64,9 +74,10 @@ class PredictionFile:
             ) from error
         return todo
 
-    def add(self, path: Path, values: Mapping[str, Any], error: str | None = None) -> None:
+    def add(self, path: Path, values: Mapping[str, Any], error: str | None = None, files: Sequence[str] = ()) -> None:
         """Append the row of a file; it is on its way to the disk when this returns."""
         found = {"status": "ok" if error is None else "error", **values, "error": error}
+        found["files"] = ";".join(files) or None
         row = dict.fromkeys(self.columns) | _stamp(path) | found
         self.rows[str(path)] = row
         try:
@@ -84,6 +95,9 @@ class PredictionFile:
             self.rows = ordered
             self._write_all()
         return [self.rows[name] for name in self.files if name in self.rows]
+
+    def _written(self, row: Row) -> list[Path]:
+        return [self.path.parent / name for name in (row["files"] or "").split(";") if name]
 
     def _write_all(self) -> None:
         header = self._csv_line(self.columns) if self.form == "csv" else ""

@@ -33,22 +33,27 @@ def spectrograms(rows: Sequence[Sequence[Panel]], sample_rate: int, title: str =
     lengths = {len(signal) for row in rows for _, signal in row}
     if len(lengths) != 1:
         raise InputError(f"the signals have {sorted(lengths)} samples: give at least one, all of one length")
+    levels = [[(name, _level_db(signal, sample_rate)) for name, signal in row] for row in rows]
+    return level_panels(levels, lengths.pop() / sample_rate, sample_rate / 2, title)
+
+
+def level_panels(rows: Sequence[Sequence[Panel]], duration_s: float, highest_hz: float, title: str = "") -> Figure:
+    """Draw `spectrograms` from (title, levels in dB (frequency, time)), frequencies from 0 to `highest_hz`."""
     num_columns = max(map(len, rows))
     figure = Figure(figsize=(1.2 + 4.2 * num_columns, 0.6 + 1.75 * len(rows)), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    levels = [[_level_db(signal, sample_rate) for _, signal in row] for row in rows]
-    top = max(float(level.max()) for row in levels for level in row)
-    extent = (0.0, lengths.pop() / sample_rate, 0.0, sample_rate / 2000)
+    top = max(float(level.max()) for row in rows for _, level in row)
+    extent = (0.0, duration_s, 0.0, highest_hz / 1000)
     grid = figure.add_gridspec(len(rows), num_columns)
     shared = None
     for number, row in enumerate(rows):
-        for column, (name, _) in enumerate(row):
+        for column, (name, level) in enumerate(row):
             wide, last = len(row) < num_columns, number == len(rows) - 1
             place = grid[number, :] if wide else grid[number, column]
             axes = figure.add_subplot(place, sharey=shared)
             shared = shared or axes
             image = axes.imshow(
-                levels[number][column],
+                level,
                 origin="lower",
                 aspect="auto",
                 extent=extent,

@@ -26,7 +26,10 @@ class BadItem:
 
 
 class Utterances(Dataset[Item | BadItem], ABC):
-    """A set of utterances: `ids` in order, and `read(index, generator)` which gives one item as a dict."""
+    """A set of utterances: `ids` in order, and `read(index, generator)` which gives one item as a dict.
+
+    An item may list, under `bad`, what it was not made of because it could not be read.
+    """
 
     ids: list[str]
     seed: int = 0
@@ -76,7 +79,7 @@ class Replacing(Dataset[Item | list[BadItem]]):
 
     def __getitem__(self, draw: Draw) -> Item | list[BadItem]:
         item, bad = self.utterances.readable(draw, self.num_allowed)
-        return bad if item is None else {**item, "bad": bad}
+        return bad if item is None else {**item, "bad": [*item.get("bad", []), *bad]}
 
 
 class NeverEmpty(Dataset[Item | BadItem]):

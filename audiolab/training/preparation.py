@@ -69,9 +69,10 @@ class Preparation(ABC):
         """Return what a finished preparation with these options has come to, None where there is none yet.
 
         Raises InputError where the folder holds anything else, or was begun with other options, those in `but` aside.
+        One whose options turned out not to fit counts as not begun.
         """
         state = self._state()
-        if state is None:
+        if state is None or state["refused"]:
             return None
         before, now = ({k: v for k, v in found.items() if k not in but} for found in (state["options"], self.options))
         differences = _differences(before, now)
@@ -93,12 +94,14 @@ class Preparation(ABC):
             return found
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.rglob(".*.tmp*"):  # of a process that was killed while it wrote
-                path.unlink()
-            self._write_state(None)
+            self._clear()
+            self._write_state()
             found = self.make(Work(self.folder, self.num_workers, show_progress))
             self._write_state(found)
             shutil.rmtree(self.folder / _WORK, ignore_errors=True)
+        except InputError:
+            self._write_state(refused=True)
+            raise
         except OSError as error:
             raise RunError(
                 f"{error.filename or self.folder} cannot be written ({error.strerror}): make room or permit it; the "
@@ -119,6 +122,8 @@ class Preparation(ABC):
             return None
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
+            if state.keys() < {"name", "options", "refused", "finished"}:
+                raise KeyError("refused")
             if state["name"] != self.name:
                 raise InputError(
                     f"{self.folder} holds {state['name']}, not {self.name}: give another folder with "
@@ -130,9 +135,21 @@ class Preparation(ABC):
                 raise
             raise InputError(f"{path} is damaged: delete {self.folder} and prepare it again") from error
 
-    def _write_state(self, facts: Facts | None) -> None:
+    def _clear(self) -> None:
+        """Remove half-written files, and all that options which did not fit have left behind."""
+        state = self._state()
+        if state is not None and state["options"] != self.options:
+            for path in self.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name[0] != ".":  # the lock
+                    path.unlink()
+        for path in self.folder.rglob(".*.tmp*"):
+            path.unlink()
+
+    def _write_state(self, facts: Facts | None = None, *, refused: bool = False) -> None:
         finished = None if facts is None else facts._asdict()
-        state = {"name": self.name, "options": self.options, "finished": finished}
+        state = {"name": self.name, "options": self.options, "refused": refused, "finished": finished}
         write_whole(self.folder / STATE, json.dumps(state, indent=1, ensure_ascii=False) + "\n")
 
 

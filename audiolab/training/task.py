@@ -43,12 +43,13 @@ class Known:
 class Prediction:
     """What a task says about one recording: plain `values` by column, a `sentence`, and files that go with it.
 
-    A key of `files` is a path in the output folder in which `*` stands for the recording: `curves/*.csv`.
+    A key of `files` is a path in the output folder in which `*` stands for the recording: `curves/*.csv`. A value is
+    text, a figure, or the path of a file in `scratch` (see `Task.predict_recording`), which is moved there.
     """
 
     values: dict[str, Any]
     sentence: str
-    files: dict[str, str | Figure] = field(default_factory=dict)
+    files: dict[str, str | Figure | Path] = field(default_factory=dict)
 
 
 class Task(L.LightningModule, ABC):
@@ -57,13 +58,14 @@ class Task(L.LightningModule, ABC):
     `headline` names the metrics that people quote, with their format: `{"eer": "EER {:.2f} %"}`; the first is shown
     every epoch. `eer_low` and `eer_high` beside `eer` are its interval. Those of `only_after_training` take too long to
     be measured every epoch, so that none of them can be the monitor. `prediction_columns` are the keys and types
-    of what `predict` finds. `scoring_files` and `scoring_options` name what `audiolab.score` takes beside score files,
-    with a line of help each.
+    of what `predict` finds, `prediction_batch_size` how many windows it takes at once. `scoring_files` and
+    `scoring_options` name what `audiolab.score` takes beside score files, with a line of help each.
     """
 
     headline: ClassVar[dict[str, str]]
     only_after_training: ClassVar[tuple[str, ...]] = ()
     prediction_columns: ClassVar[dict[str, type]]
+    prediction_batch_size: ClassVar[int] = 16
     scoring_files: ClassVar[dict[str, str]] = {}
     scoring_options: ClassVar[dict[str, str]] = {}
     examples_every_n_epochs: int | None = None
@@ -128,10 +130,13 @@ class Task(L.LightningModule, ABC):
         """Apply the model to one recording, (time,) at `sample_rate` Hz."""
 
     @abstractmethod
-    def predict_recording(self, recording: Recording, known: Known, *, batch_size: int, **options: Any) -> Prediction:
+    def predict_recording(
+        self, recording: Recording, known: Known, *, scratch: Path, batch_size: int, **options: Any
+    ) -> Prediction:
         """Apply the model to a recording that is read in blocks, and say what it means.
 
-        `batch_size` windows or blocks run at once; `options` are those that `add_predict_options` names.
+        `batch_size` windows or blocks run at once; `options` are those that `add_predict_options` names. Files of any
+        length can be written in `scratch`, a folder to be made; those named in the `Prediction` are kept.
         """
 
     def foreign_weights(self, path: Path) -> dict[str, Tensor] | None:

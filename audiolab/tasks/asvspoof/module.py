@@ -241,6 +241,7 @@ class SpoofingDetection(Task):
         recording: Recording,
         known: Known,
         *,
+        scratch: Path,
         batch_size: int,
         window_s: float | None,
         hop_s: float | None,

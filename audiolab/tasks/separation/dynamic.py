@@ -16,14 +16,16 @@ import soxr
 
 from audiolab.audio import mixing
 from audiolab.audio.files import AudioFiles
+from audiolab.audio.io import AudioError
 from audiolab.augment.room import reverberate, room_response
 from audiolab.errors import InputError
 from audiolab.tasks.separation.corpora.base import UNKNOWN, Source, warn_once
 from audiolab.tasks.separation.mixtures import TRIES, Mixtures, Short, item_of, lengthen
-from audiolab.training.items import Item, Utterances
+from audiolab.training.items import BadItem, Item, Utterances
 from audiolab.training.text_files import read_csv
 
 QUIET_POWER = 1e-6  # -60 dBFS: a window of a source below it is a pause, and another one is drawn
+MOST_UNREADABLE = 100  # draws with an unreadable file in a row
 FADE_S = 0.005  # where a talker begins late or ends early
 
 
@@ -127,12 +129,26 @@ class DynamicMixtures(Utterances):
         self.ids = [f"dynamic-{index:06d}" for index in range(number)]
 
     def read(self, index: int, generator: np.random.Generator) -> Item:
-        """Mix item `index`, or read a listed mixture in its place."""
+        """Mix item `index`, or read a listed mixture in its place; unreadable files are listed under `bad`.
+
+        Another draw stands in for one with an unreadable file, whoever reads it and whenever.
+        """
         # The next item that stands in for an unreadable one has its generator, and must not be the same again.
         generator = np.random.default_rng([int(generator.integers(2**63)), index])
-        if generator.random() >= self.options.p:
-            return self.listed.read(int(generator.integers(len(self.listed))), generator)
-        return self._mixed(generator)
+        bad: list[BadItem] = []
+        for attempt in range(MOST_UNREADABLE):
+            try:
+                return {**self._drawn(generator), "bad": bad}
+            except AudioError as error:
+                if attempt == MOST_UNREADABLE - 1:
+                    raise
+                bad.append(BadItem(error.path, error))
+        raise AssertionError
+
+    def _drawn(self, generator: np.random.Generator) -> Item:
+        if generator.random() < self.options.p:
+            return self._mixed(generator)
+        return self.listed.read(int(generator.integers(len(self.listed))), generator)
 
     def _mixed(self, generator: np.random.Generator) -> Item:
         options, rate = self.options, self.files.sample_rate_hz

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from audiolab.audio.recording import Recording
 from audiolab.audio.windows import sliding_windows
 from audiolab.errors import InputError
+from audiolab.tasks.separation.level_gains import LevelGains
 from audiolab.tasks.separation.stitching import Stitcher
 
 CHUNK_S = 8.0
@@ -95,18 +97,29 @@ def stream_recording(
     sample_rate_hz: int,
     *,
     device: torch.device | str = "cpu",
+    levels: LevelGains | None = None,
     heard: Heard = lambda wave_t: None,
 ) -> Iterator[np.ndarray]:
     """Yield blocks as `separate_recording` does, from a causal model that hears the recording once, from its beginning.
 
-    There are no chunks, so no order can be lost between them; the level is the model's.
+    There are no chunks, so no order can be lost between them. The level is the model's, as one that fits the mixture is
+    known only at the end: `levels` gathers what gives it.
     """
 
     def blocks() -> Iterator[np.ndarray]:
-        for wave_t in recording.blocks(sample_rate_hz, STREAM_BLOCK_S):
-            heard(wave_t)
-            yield _finite(stream.step(torch.from_numpy(wave_t)[None].to(device)))[0]
-        yield _finite(stream.flush())[0]
+        ahead_t = np.zeros(0, np.float32)  # of the mixture, not separated yet
+        for wave_t in chain(recording.blocks(sample_rate_hz, STREAM_BLOCK_S), [None]):
+            if wave_t is None:
+                estimate_ct = _finite(stream.flush())[0]
+            else:
+                heard(wave_t)
+                ahead_t = np.concatenate((ahead_t, wave_t))
+                estimate_ct = _finite(stream.step(torch.from_numpy(wave_t)[None].to(device)))[0]
+            num_done = estimate_ct.shape[1]
+            if levels is not None:
+                levels.add(estimate_ct, ahead_t[:num_done])
+            ahead_t = ahead_t[num_done:]
+            yield estimate_ct
 
     yield from _at_rate(blocks(), recording, sample_rate_hz)
 

@@ -31,6 +31,7 @@ class Library(NamedTuple):
 
 
 _LAYERS = {"0": "expand", "1": "act1", "2": "norm1", "3": "depthwise", "4": "act2", "5": "norm2"}
+_CHOMPED = "shared_block.3.0"  # asteroid's causal depthwise convolution, with a step after it that drops the future
 _SEED_LAYERS = {"conv1x1_1": "expand", "prelu1": "act1", "dw_conv": "depthwise", "prelu2": "act2"}
 _SEED_LAYERS |= {"norm1": "norm1", "norm2": "norm2", "conv1x1_2": "residual", "skip_conv": "skip"}
 _NAPLAB_LAYERS = {"conv1d": "expand", "nonlinearity1": "act1", "reg1": "norm1", "dconv1d": "depthwise"}
@@ -54,7 +55,7 @@ LIBRARIES = {
             *_layers(r"mask_generator\.conv_layers\.(?P<i>\d+)\.conv_layers\.{}", _LAYERS),
             *_layers(r"mask_generator\.conv_layers\.(?P<i>\d+)\.{}", {"res_out": "residual", "skip_out": "skip"}),
         ],
-        {"last_residual": False},
+        {"last_residual": False, "mask": "sigmoid"},
     ),
     "asteroid": Library(
         [
@@ -65,6 +66,7 @@ LIBRARIES = {
             (r"masker\.mask_net\.0", "mask_act"),
             (r"masker\.mask_net\.1", "mask"),
             *_layers(r"masker\.TCN\.(?P<i>\d+)\.shared_block\.{}", _LAYERS),
+            *_layers(r"masker\.TCN\.(?P<i>\d+)\.{}", {_CHOMPED: "depthwise"}),
             *_layers(r"masker\.TCN\.(?P<i>\d+)\.{}", {"res_conv": "residual", "skip_conv": "skip"}),
         ],
         {"padding": "none", "mask": "relu"},
@@ -79,7 +81,7 @@ LIBRARIES = {
             (r"TCN\.output\.1", "mask"),
             *_layers(r"TCN\.TCN\.(?P<i>\d+)\.{}", _NAPLAB_LAYERS),
         ],
-        {"padding": "windows"},
+        {"padding": "windows", "mask": "sigmoid"},
     ),
     "seed": Library(
         [
@@ -157,8 +159,8 @@ def read_library(path: Path) -> LibraryWeights | None:
 def options_of(weights: Mapping[str, Tensor], library: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of `ConvTasNet` that a library's state dict and asteroid's `model_args` tell.
 
-    Sizes are in the shapes. The activation of the masks is not in a state dict: the library's usual one is taken, none
-    for the seed, which has used two. How many blocks make a repeat is told by the seed and by `model_args` only.
+    Sizes are in the shapes. The activation of the masks is not in a state dict: the library's usual one is taken, for
+    the seed none, which has used two. How many blocks make a repeat is told by the seed and by `model_args` only.
     """
     ours = neutral_names(weights, library)
     shapes = {name: tuple(value.shape) for name, value in ours.items()}
@@ -186,6 +188,8 @@ def options_of(weights: Mapping[str, Tensor], library: str, arguments: Mapping[s
         options |= {"blocks": num_blocks // len(repeats), "repeats": len(repeats)}
     if library == "naplab" and "TCN.LN.gain" in weights:
         options |= {"norm": "cLN", "causal": True}
+    if f"masker.TCN.0.{_CHOMPED}.weight" in weights:
+        options["causal"] = True
     if "blocks.0.norm1.running_mean" in shapes:
         options["norm"] = "BN"
     options = options | LIBRARIES[library].options | _from_asteroid(arguments)

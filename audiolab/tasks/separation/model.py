@@ -68,6 +68,10 @@ class ConvTasNet(Separator):
         sizes |= {"hidden": hidden, "block_kernel": block_kernel, "blocks": blocks, "repeats": repeats}
         _check_values(sizes, skip, num_speakers, {"norm": norm, "mask": mask, "padding": padding})
         _check_together(kernel_size, stride, padding, norm, causal=causal, skip=skip, last_residual=last_residual)
+        if recompute and norm == "BN":
+            raise InputError(
+                "model.recompute=true would count each batch twice in model.norm=BN: give one or the other"
+            )
         self.options = {"stride": stride, "blocks": blocks, "repeats": repeats, "norm": norm, "mask": mask}
         self.options |= {"causal": causal, "norm_first": norm_first, "encoder_relu": encoder_relu, "padding": padding}
         self.framing = Framing(kernel_size, stride, padding)

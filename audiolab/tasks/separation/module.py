@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from audiolab.audio.level import rms_dbfs
 from audiolab.audio.recording import Recording
-from audiolab.audio.resample import resample
+from audiolab.audio.writing import SampleFormat
 from audiolab.errors import InputError
 from audiolab.metrics.separation import si_sdr
 from audiolab.reporting.example import Example
@@ -22,6 +22,7 @@ from audiolab.tasks.separation.examples import chosen_examples, example_of
 from audiolab.tasks.separation.losses import Criterion
 from audiolab.tasks.separation.scoring import numbers_of, order_of
 from audiolab.tasks.separation.separator import Separator
+from audiolab.tasks.separation.talkers import COLUMNS, Applied, add_options, legend
 from audiolab.training.data import SpeechData
 from audiolab.training.optim import Optimization
 from audiolab.training.task import Batch, Known, Prediction, Task
@@ -47,7 +48,8 @@ class SpeechSeparation(Task):
     }
     only_after_training: ClassVar[tuple[str, ...]] = ("sdri", "sdr")
 
-    prediction_columns: ClassVar[dict[str, type]] = {"duration_s": float, "levels_dbfs": str}
+    prediction_columns: ClassVar[dict[str, type]] = COLUMNS
+    prediction_batch_size: ClassVar[int] = 1  # a chunk is long: more at once costs memory and, on a CPU, saves no time
 
     def __init__(
         self,
@@ -138,24 +140,49 @@ class SpeechSeparation(Task):
         signals = (signal[0].float().cpu().numpy() for signal in (mixture_bt, sources_bst, estimate_bst[:, order]))
         return example_of(batch["id"][0], *signals, numbers, self.sample_rate_hz)
 
-    @torch.inference_mode()
-    def infer(self, waveform: Tensor, sample_rate: int) -> dict[str, Any]:
-        """Separate one recording, (time,) at any rate: `sources` (speaker, time) at that rate."""
-        wave = torch.as_tensor(waveform).detach().cpu().numpy().astype(np.float32)
-        return {"sources": self._separate(wave, sample_rate), "sample_rate": sample_rate}
+    def infer(
+        self,
+        waveform: Tensor,
+        sample_rate: int,
+        *,
+        chunk_s: float | None = None,
+        hop_s: float | None = None,
+        batch_size: int = 1,
+        streaming: bool = False,
+    ) -> dict[str, Any]:
+        """Separate one recording, (time,) at any rate, as `predict` does.
 
-    @torch.inference_mode()
-    def predict_recording(self, recording: Recording, known: Known, *, batch_size: int) -> Prediction:
-        """Separate a recording as a whole, and say how loud each talker is."""
-        rate = recording.sample_rate
-        levels = rms_dbfs(self._separate(recording.read(rate), rate)).tolist()
-        values = {"duration_s": recording.duration_s, "levels_dbfs": " ".join(f"{level:.1f}" for level in levels)}
-        return Prediction(values, f"{len(levels)} talkers at {values['levels_dbfs']} dBFS")
+        `sources` are (speaker, time) in float32 at the same rate, at the level that they have in the recording.
+        """
+        wave = torch.as_tensor(waveform).detach().cpu().float().numpy()
+        applied = self._applied(batch_size=batch_size, chunk_s=chunk_s, hop_s=hop_s, streaming=streaming)
+        return {"sources": torch.from_numpy(applied.talkers(wave, sample_rate)), "sample_rate": sample_rate}
 
-    def _separate(self, wave: np.ndarray, sample_rate: int) -> Tensor:
-        mixture = torch.from_numpy(resample(wave, sample_rate, self.sample_rate_hz)).to(self.device)
-        estimates = self(mixture[None])[0].float().cpu().numpy()
-        return torch.from_numpy(resample(estimates, self.sample_rate_hz, sample_rate)[:, : len(wave)].copy())
+    def predict_recording(
+        self,
+        recording: Recording,
+        known: Known,
+        *,
+        scratch: Path,
+        batch_size: int,
+        sample_format: SampleFormat,
+        plots: bool,
+        **options: Any,
+    ) -> Prediction:
+        """Write a WAV file for each talker, and say how loud each is: `talkers.Applied.predict`."""
+        return self._applied(batch_size=batch_size, **options).predict(recording, scratch, sample_format, plots=plots)
+
+    @classmethod
+    def add_predict_options(cls, parser: argparse.ArgumentParser) -> None:
+        """Add chunks, streaming, sample format and pictures."""
+        add_options(parser)
+
+    def prediction_legend(self, known: Known, *, sample_format: SampleFormat, plots: bool, **options: Any) -> str:
+        """Say what is written; refuse options that do not fit each other or the model."""
+        return legend(self._applied(**options), plots)
+
+    def _applied(self, **options: Any) -> Applied:
+        return Applied(self.model, self.sample_rate_hz, self.device, **options)
 
 
 def _improvement(estimate_bst: Tensor, sources_bst: Tensor, mixture_bt: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from audiolab.tasks.separation.level_gains import LevelGains
 from audiolab.tasks.separation.speaker_order import OrderDecoder
 from audiolab.tasks.separation.voices import VoiceMemory
 
 DELAY_CHUNKS = 8  # a decision waits for so many further chunks at most
 _PAUSE = 1e-4  # an overlap 40 dB below the loudest chunk tells little
 _VOICE_WEIGHT = 0.25  # of voices against what overlaps have in common, which tells more wherever anyone talks
-_ALIKE = 1e-2  # slots whose correlation leaves less than this are one signal: its parts cannot be scaled apart
 
 
 @dataclass
@@ -40,8 +40,8 @@ class Stitcher:
     a pause decides nothing. Then, weakly, the voice (`VoiceMemory`) tells. The best chain is chosen by `OrderDecoder`.
     Its limit: where everybody pauses for longer than an overlap, similar voices may be exchanged.
 
-    Gains: with `match_level` each chunk is scaled to its mixture by `level_gains`, as a model trained with SI-SDR has
-    any gain and another in every chunk; else outputs keep the model's level (`level_gains` then only weigh the score).
+    Gains: with `match_level` each chunk is scaled to its mixture by `LevelGains`, as a model trained with SI-SDR has
+    any gain and another in every chunk; else outputs keep the model's level (the gains then only weigh the score).
     Samples are added under Hann windows and divided by the sum of the windows.
 
     >>> wave = np.random.default_rng(0).standard_normal((2, 1000)).astype(np.float32)
@@ -73,7 +73,7 @@ class Stitcher:
         Chunks are in order, leave no gap, and no later one ends before an earlier one.
         """
         self._loudest = max(self._loudest, float(np.square(mixture_t, dtype=np.float64).mean()))
-        gain_s = level_gains(estimate_st, mixture_t)
+        gain_s = LevelGains().add(estimate_st, mixture_t).gains()
         spectra = self._voices.spectra(estimate_st * gain_s[:, None], self._loudest)
         chunk = _Chunk(start, estimate_st, mixture_t, gain_s, spectra)
         if self._last is None:
@@ -126,34 +126,6 @@ class Stitcher:
         self._sum_ct, self._weight_t = self._sum_ct[:, num_done:].copy(), self._weight_t[num_done:].copy()
         self._begun = until
         return done_ct
-
-
-def level_gains(estimate_st: np.ndarray, mixture_t: np.ndarray) -> np.ndarray:
-    """Return the gain of each output with which their sum is nearest to the mixture, float32 (slot,).
-
-    Least squares, as far as the signals determine it: where outputs are one signal (a speaker is silent, and his output
-    is what leaks from another) their ratio stays the model's, and one common gain is fitted. Silence keeps a gain of 1.
-
-    >>> level_gains(np.array([[1.0, 0, 2], [0, 2, 0]]), np.array([0.5, 1, 1])).tolist()
-    [0.5, 0.5]
-    >>> level_gains(np.array([[2.0, 4], [1, 2]]), np.array([3.0, 6])).tolist()
-    [1.0, 1.0]
-    """
-    estimate_st, mixture_t = estimate_st.astype(np.float64), mixture_t.astype(np.float64)
-    gram_ss, toward_s = estimate_st @ estimate_st.T, estimate_st @ mixture_t
-    norm_s = np.sqrt(np.diag(gram_ss))
-    heard_s = norm_s > 1e-6 * norm_s.max(initial=0)
-    gain_s = np.ones(len(estimate_st))
-    sum_energy = gram_ss.sum()
-    if not heard_s.any() or not mixture_t.any():
-        return gain_s.astype(np.float32)
-    if sum_energy > _ALIKE * np.square(norm_s).sum():  # else the outputs cancel each other and have no common gain
-        gain_s[:] = toward_s.sum() / sum_energy
-    scale_s = np.where(heard_s, norm_s, 1)
-    unit_ss = gram_ss / scale_s / scale_s[:, None] * np.outer(heard_s, heard_s)
-    rest_s = (toward_s - gram_ss @ gain_s) / scale_s * heard_s
-    gain_s += np.linalg.pinv(unit_ss, rcond=_ALIKE, hermitian=True) @ rest_s / scale_s
-    return gain_s.astype(np.float32)
 
 
 def hann(num_samples: int) -> np.ndarray:
