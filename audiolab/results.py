@@ -41,7 +41,7 @@ def report(run: RunFolder) -> None:
     print_breakdowns(results, headline)
     terminal.print(results_table(results, headline, escape(f"{run.config['task']}: {run.path}")))
     terminal.print(
-        f"scores  {run.path / 'scores'}\nplots   {run.path / 'plots'}",
+        "\n".join(f"{name:<8}{run.path / name}" for name in ("scores", "plots", "audio") if (run.path / name).is_dir()),
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -35,6 +35,9 @@ LOSSES = config.choices("loss", [CONF])
         (["task=asvspoof", "seed=1,2"], "add -m"),
         (["task=asvspoof", "banana"], "key=value"),
         (["tsk=asvspoof"], "did you mean task="),
+        (["task=separation", "model=separation/conv_tasnett"], "did you mean separation/conv_tasnet"),
+        (["task=separation", "experiment=separation/sead"], "did you mean separation/seed"),
+        (["task=separation", "data.dynamic.pp=1"], "did you mean data.dynamic.p"),
         (["seed=1"], "no task is chosen"),
     ],
 )
@@ -136,10 +139,11 @@ def test_every_keyword_of_a_class_appears_in_its_yaml(section: str, name: str):
     compare(composed[section], section)
 
 
-def test_every_option_of_the_task_appears_in_its_yaml():
+@pytest.mark.parametrize("task", config.choices("task", [CONF]))
+def test_every_option_of_the_task_appears_in_its_yaml(task: str):
     import inspect
 
-    module = config.compose_run(["task=asvspoof"], "x")["module"]
+    module = config.compose_run([f"task={task}"], "x")["module"]
     parameters = inspect.signature(build.locate(module["_target_"])).parameters
     assert set(module) - {"_target_"} == set(parameters) - {"model", "criterion", "optimization"}
 
