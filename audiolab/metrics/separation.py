@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from itertools import permutations
 
+import numpy as np
 import torch
+from scipy.fft import next_fast_len
+from scipy.linalg import matmul_toeplitz, solve_toeplitz, toeplitz
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -20,6 +24,7 @@ from audiolab.errors import InputError
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 _SDR_TAPS = 512  # of BSS-eval, Vincent et al. 2006
+_SOLVED = 1e-8  # what may be left of the right-hand side where a solution counts as one
 _MOST_ENUMERATED = 6  # talkers up to which all 720 orders are tried; the assignment problem beyond is solved
 
 
@@ -60,24 +65,21 @@ def sdr(estimate: Tensor, reference: Tensor) -> Tensor:
     """Return the signal-to-distortion ratio of BSS-eval version 3 in dB (Vincent et al. 2006), computed in float64.
 
     What a filter of 512 taps can make of the reference counts as signal, the rest of the estimate as distortion.
-    Published SDRi values are differences of this one.
+    Published SDRi values are differences of this one. It has no gradients.
 
     >>> s = torch.cat([torch.randn(4000, generator=torch.Generator().manual_seed(0)), torch.zeros(600)])
     >>> bool(sdr(torch.roll(s, 5), s) > 100)
     True
     """
-    estimate, reference = (signal.double() for signal in _pair(estimate, reference))
-    (estimate, _), (reference, energy) = _unit(estimate), _unit(reference)
-    num_fft = 2 ** math.ceil(math.log2(estimate.shape[-1] + _SDR_TAPS))
+    estimate, reference = (_at_peak(signal.double()) for signal in _pair(estimate, reference))
+    num_fft = next_fast_len(estimate.shape[-1] + _SDR_TAPS, real=True)
     spectrum = torch.fft.rfft(reference, num_fft)
-    autocorrelation = torch.fft.irfft(spectrum.abs().square(), num_fft)[..., :_SDR_TAPS]
+    autocorrelation = torch.fft.irfft((spectrum.conj() * spectrum).real, num_fft)[..., :_SDR_TAPS]
     crossed = spectrum.conj() * torch.fft.rfft(estimate, num_fft)
     correlation = torch.fft.irfft(crossed, num_fft)[..., :_SDR_TAPS]
-    lag = (torch.arange(_SDR_TAPS)[:, None] - torch.arange(_SDR_TAPS)).abs().to(reference.device)
-    filters = _solve(autocorrelation[..., lag], correlation[..., None])[..., 0]
-    explained = (filters * correlation).sum(-1)  # energy of the projection; the estimate's energy is 1
-    total = estimate.square().sum(-1)
-    return _ratio_db(explained.clamp(min=0), total - explained, energy)
+    explained = _explained(autocorrelation, correlation)
+    rest = torch.linalg.vecdot(estimate, estimate) - explained
+    return _ratio_db(explained.clamp(min=0), rest, reference.abs().amax(-1))
 
 
 def si_sdr_improvement(estimate: Tensor, reference: Tensor, mixture: Tensor) -> Tensor:
@@ -149,10 +151,15 @@ def _pair(estimate: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     return estimate.to(dtype), reference.to(dtype)
 
 
+def _at_peak(signal: Tensor) -> Tensor:
+    """Return the signal with peak 1, so that squares neither vanish nor overflow; silence stays what it is."""
+    peak = torch.maximum(signal.amax(-1, keepdim=True), -signal.amin(-1, keepdim=True))
+    return signal / torch.where(peak > 0, peak, 1)
+
+
 def _unit(signal: Tensor) -> tuple[Tensor, Tensor]:
     """Return the signal with energy 1 and its energy relative to its peak; silence stays what it is."""
-    peak = signal.abs().amax(-1, keepdim=True)
-    signal = signal / torch.where(peak > 0, peak, 1)  # first, so that squares neither vanish nor overflow
+    signal = _at_peak(signal)
     energy = signal.square().sum(-1, keepdim=True)
     return signal / torch.where(energy > 0, energy, 1).sqrt(), energy[..., 0]
 
@@ -165,10 +172,21 @@ def _ratio_db(signal: Tensor, noise: Tensor, reference_energy: Tensor) -> Tensor
     return torch.where(reference_energy > 0, value_db, torch.nan)
 
 
-def _solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solve by Cholesky; where rounding leaves a matrix singular (silence, a pure tone) by least squares."""
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if not failed.any():
-        return torch.cholesky_solve(right, factor)
-    shape = torch.broadcast_shapes(matrix.shape[:-2], right.shape[:-2])
-    return torch.linalg.pinv(matrix, hermitian=True).expand(*shape, -1, -1) @ right
+def _explained(autocorrelation: Tensor, correlation: Tensor) -> Tensor:
+    """Return the energy of projections on the span of delayed references, from (..., taps): c^T R^-1 c."""
+    pairs = torch.broadcast_tensors(autocorrelation, correlation)
+    rows = (pair.detach().reshape(-1, _SDR_TAPS).cpu().numpy() for pair in pairs)
+    energies = [_projected(*row) for row in zip(*rows, strict=True)]
+    return torch.tensor(energies, dtype=correlation.dtype).reshape(pairs[1].shape[:-1]).to(correlation.device)
+
+
+def _projected(autocorrelation: np.ndarray, correlation: np.ndarray) -> float:
+    """Solve by Levinson's recursion; a matrix that rounding leaves singular (silence, a pure tone) by least squares."""
+    if not np.isfinite(correlation).all():
+        return math.nan
+    with suppress(np.linalg.LinAlgError), np.errstate(all="ignore"):
+        taps = solve_toeplitz(autocorrelation, correlation)
+        rest = matmul_toeplitz(autocorrelation, taps, check_finite=False) - correlation
+        if np.linalg.norm(rest) <= _SOLVED * np.linalg.norm(correlation):
+            return float(taps @ correlation)
+    return float(correlation @ np.linalg.pinv(toeplitz(autocorrelation), hermitian=True) @ correlation)
