@@ -79,11 +79,11 @@ class _FusedBlock(torch.autograd.Function):
     def forward(ctx: Any, x_bit: Tensor, shape: BlockShape, keep: bool, *flat: Tensor | None) -> Tensor:
         weights = _weights(flat)
         num_hidden, num_frames = len(weights.expand_ci), x_bit.shape[-1]
-        kept = [x_bit.new_empty(len(x_bit) if keep else 1, num_hidden, num_frames) for _ in range(2)]
+        kept = [x_bit.new_empty(len(x_bit) if keep else 1, num_hidden, num_frames) for _ in range(2 if keep else 1)]
         spare_ct = x_bit.new_empty(num_hidden, num_frames)
         out_bot = x_bit.new_empty(len(x_bit), len(weights.out_oc), num_frames)
         for item, (x_it, out_ot) in enumerate(zip(x_bit, out_bot, strict=True)):
-            before_ct, between_ct = (kept_bct[item if keep else 0] for kept_bct in kept)
+            before_ct, between_ct = (kept_bct[item if keep else 0] for kept_bct in (kept[0], kept[-1]))
             _fill_hidden(before_ct, between_ct, x_it, weights, shape, spare_ct)
             normed_ct = _act_norm(between_ct, weights.outer, shape, spare_ct).normed_ct
             torch.addmm(weights.out_bias_o[:, None], weights.out_oc, normed_ct, out=out_ot)
@@ -117,7 +117,10 @@ def _weights(flat: Sequence[Tensor | None]) -> BlockWeights:
 def _fill_hidden(
     before_ct: Tensor, between_ct: Tensor, x_it: Tensor, weights: BlockWeights, shape: BlockShape, spare_ct: Tensor
 ) -> None:
-    """Compute, of one utterance, the tensors before the first and before the second activation (or norm)."""
+    """Compute, of one utterance, the tensors before the first and before the second activation and norm.
+
+    Both may be the same memory where the first is not kept.
+    """
     torch.addmm(weights.expand_bias_c[:, None], weights.expand_ci, x_it, out=before_ct)
     normed_ct = _act_norm(before_ct, weights.inner, shape, spare_ct).normed_ct
     tap_conv(normed_ct, weights.taps_cp, weights.taps_bias_c, shape.shifts(weights), between_ct)
