@@ -80,6 +80,11 @@ def tap_products(grad_ct: Tensor, x_ct: Tensor, shifts: list[int]) -> Tensor:
     return products_cp
 
 
+def tap_sums(grad_ct: Tensor, shifts: list[int]) -> Tensor:
+    """Return (..., channel, tap): `tap_products` for an input of ones."""
+    return torch.stack([grad_ct[..., _overlap(grad_ct.shape[-1], shift)[0]].sum(-1) for shift in shifts], -1)
+
+
 def _overlap(num_frames: int, shift: int) -> tuple[slice, slice]:
     """Frames t of the output whose input t + shift exists, and those inputs."""
     first, last = max(0, -shift), num_frames - max(0, shift)
