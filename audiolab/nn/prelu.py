@@ -1,4 +1,4 @@
-"""PReLU with one slope on a CPU: torch's own backward is made for a slope per channel and takes ten times as long.
+"""PReLU with one slope on a CPU: torch's own backward is made for a slope per channel and takes several times as long.
 
 Shapes: c channels, t frames; any leading dimensions.
 """
