@@ -15,7 +15,7 @@ from itertools import permutations
 
 import numpy as np
 import torch
-from scipy.fft import next_fast_len
+from scipy.fft import irfft, next_fast_len, rfft
 from scipy.linalg import matmul_toeplitz, solve_toeplitz, toeplitz
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -71,14 +71,13 @@ def sdr(estimate: Tensor, reference: Tensor) -> Tensor:
     >>> bool(sdr(torch.roll(s, 5), s) > 100)
     True
     """
-    estimate, reference = (_at_peak(signal.double()) for signal in _pair(estimate, reference))
+    estimate, reference = (_at_peak(signal.detach().double()) for signal in _pair(estimate, reference))
     num_fft = next_fast_len(estimate.shape[-1] + _SDR_TAPS, real=True)
-    spectrum = torch.fft.rfft(reference, num_fft)
-    autocorrelation = torch.fft.irfft((spectrum.conj() * spectrum).real, num_fft)[..., :_SDR_TAPS]
-    crossed = spectrum.conj() * torch.fft.rfft(estimate, num_fft)
-    correlation = torch.fft.irfft(crossed, num_fft)[..., :_SDR_TAPS]
-    explained = _explained(autocorrelation, correlation)
-    rest = torch.linalg.vecdot(estimate, estimate) - explained
+    spectrum, spectrum_of_estimate = (rfft(signal.cpu().numpy(), num_fft) for signal in (reference, estimate))
+    autocorrelation = irfft(spectrum.real**2 + spectrum.imag**2, num_fft)[..., :_SDR_TAPS]
+    correlation = irfft(spectrum.conj() * spectrum_of_estimate, num_fft)[..., :_SDR_TAPS]
+    explained = torch.as_tensor(_explained(autocorrelation, correlation)).to(estimate)
+    rest = estimate.square().sum(-1) - explained
     return _ratio_db(explained.clamp(min=0), rest, reference.abs().amax(-1))
 
 
@@ -172,12 +171,10 @@ def _ratio_db(signal: Tensor, noise: Tensor, reference_energy: Tensor) -> Tensor
     return torch.where(reference_energy > 0, value_db, torch.nan)
 
 
-def _explained(autocorrelation: Tensor, correlation: Tensor) -> Tensor:
+def _explained(autocorrelation: np.ndarray, correlation: np.ndarray) -> np.ndarray:
     """Return the energy of projections on the span of delayed references, from (..., taps): c^T R^-1 c."""
-    pairs = torch.broadcast_tensors(autocorrelation, correlation)
-    rows = (pair.detach().reshape(-1, _SDR_TAPS).cpu().numpy() for pair in pairs)
-    energies = [_projected(*row) for row in zip(*rows, strict=True)]
-    return torch.tensor(energies, dtype=correlation.dtype).reshape(pairs[1].shape[:-1]).to(correlation.device)
+    rows = (pair.reshape(-1, _SDR_TAPS) for pair in np.broadcast_arrays(autocorrelation, correlation))
+    return np.reshape([_projected(*row) for row in zip(*rows, strict=True)], correlation.shape[:-1])
 
 
 def _projected(autocorrelation: np.ndarray, correlation: np.ndarray) -> float:
