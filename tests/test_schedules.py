@@ -207,7 +207,9 @@ def test_two_processes_halve_and_stop_together(tiny_la: Path, tmp_path: Path, ca
     assert (folder / "metrics.json").is_file()
     with (folder / "metrics.csv").open(newline="") as file:
         rates = [float(row["lr/rest"]) for row in csv.DictReader(file) if row.get("lr/rest")]
-    assert sorted(set(rates), reverse=True) == pytest.approx([2e-3, 1e-3])  # halved after the second and the third epoch
+    assert sorted(set(rates), reverse=True) == pytest.approx(
+        [2e-3, 1e-3]
+    )  # halved after the second and the third epoch
     state = read_checkpoint(folder / "checkpoints/last.ckpt")["lr_schedulers"][0]
     assert state["num_bad_epochs"] == 0 and state["_last_lr"] == [5e-4]
 

@@ -103,7 +103,9 @@ class _FusedBlock(torch.autograd.Function):
             else:
                 before_ct, between_ct = spares[2:]
                 _hidden(x_it, weights, shape, before_ct, between_ct, spares[0])
-            _backward(grad_ot, x_it, before_ct, between_ct, weights, shape, _weights(grads), grad_x_bit[item], *spares[:2])
+            _backward(
+                grad_ot, x_it, before_ct, between_ct, weights, shape, _weights(grads), grad_x_bit[item], *spares[:2]
+            )
         return grad_x_bit, None, None, *grads
 
 
@@ -138,7 +140,9 @@ def _act_norm(x_ct: Tensor, place: ActNorm, shape: BlockShape, spare_ct: Tensor)
     slope = place.slope.item()
     norm_input_ct = x_ct if shape.norm_first else leaky_relu_out(x_ct, slope, out=spare_ct)
     sizes = 1, *x_ct.shape, 1
-    normed_bct, mean, scale = torch.native_group_norm(norm_input_ct[None], place.weight_c, place.bias_c, *sizes, shape.eps)
+    normed_bct, mean, scale = torch.native_group_norm(
+        norm_input_ct[None], place.weight_c, place.bias_c, *sizes, shape.eps
+    )
     if shape.norm_first:
         return _ActNormed(leaky_relu_out(normed_bct[0], slope, out=spare_ct), x_ct, normed_bct[0], mean, scale)
     return _ActNormed(normed_bct[0], norm_input_ct, x_ct, mean, scale)
@@ -151,7 +155,15 @@ def _act_norm_backward(
     if shape.norm_first:
         grad_ct = _act_backward(grad_ct, known, place, totals)
     grad_bct, grad_weight_c, grad_bias_c = torch.ops.aten.native_group_norm_backward(
-        grad_ct[None], known.norm_input_ct[None], known.mean, known.scale, place.weight_c, 1, *grad_ct.shape, 1, [True] * 3
+        grad_ct[None],
+        known.norm_input_ct[None],
+        known.mean,
+        known.scale,
+        place.weight_c,
+        1,
+        *grad_ct.shape,
+        1,
+        [True] * 3,
     )
     totals.weight_c.add_(grad_weight_c)
     totals.bias_c.add_(grad_bias_c)
