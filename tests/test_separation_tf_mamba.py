@@ -50,6 +50,10 @@ def test_untrained_every_speaker_gets_about_an_equal_share_of_the_mixture() -> N
     assert si_sdr(3 * model(wave)[:, 0], wave).item() > 20
 
 
+def test_all_bands_may_be_narrow() -> None:
+    assert small(split_hz=8000.0).eval()(noise(1, 3000)).shape == (1, 2, 3000)
+
+
 def test_an_item_does_not_depend_on_the_others_of_its_batch() -> None:
     model, wave = small().eval(), noise(3, 9000)
     assert torch.allclose(model(wave)[1:2], model(wave[1:2]), atol=1e-5)

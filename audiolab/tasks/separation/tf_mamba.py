@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from audiolab.tasks.separation.separator import Separator
 
 SequenceKind = Literal["mamba", "lstm"]
 Layer = Literal["conv", "frequency", "time"]
+_FEATURES = 3  # of a bin: magnitude, real and imaginary part
 _LEAST_MAGNITUDE = 1e-4  # of a bin, where the mixture's RMS is 1: below it the compression ends
 
 
@@ -79,10 +80,10 @@ class TFMamba(Separator):
                 f"model.hop_samples={hop_samples} does not fit: give at most half of model.window_samples="
                 f"{window_samples}"
             )
-        if channels % 2 or sequence not in ("mamba", "lstm") or not set(layers) <= set(_LAYERS):
+        if channels % 2 or sequence not in ("mamba", "lstm") or not set(layers) <= set(get_args(Layer)):
             raise InputError(
                 f"model.channels={channels}, model.sequence={sequence}, model.layers={list(layers)} do not fit: give "
-                f"an even number, mamba or lstm, and a list of {', '.join(_LAYERS)}"
+                f"an even number, mamba or lstm, and a list of {', '.join(get_args(Layer))}"
             )
         self.window_samples, self.hop_samples, self.compression = window_samples, hop_samples, compression
         self.narrow_bins, self.wide_bins, self.bin_channels = narrow_bins, wide_bins, bin_channels
@@ -94,7 +95,7 @@ class TFMamba(Separator):
         self.wide_in = nn.Linear(wide_bins * _FEATURES, channels)
         self.place = nn.Parameter(0.02 * torch.randn(self.num_narrow + self.num_wide, channels))
         self.blocks = nn.Sequential(
-            *(_LAYERS[kind](channels, sequence, state, dropout) for _ in range(num_blocks) for kind in layers)
+            *(_layer(kind, channels, sequence, state, dropout) for _ in range(num_blocks) for kind in layers)
         )
         self.norm = nn.LayerNorm(channels)
         self.narrow_out = nn.Linear(channels, narrow_bins * bin_channels)
@@ -134,18 +135,16 @@ class TFMamba(Separator):
         batch, frames = features_btfc.shape[:2]
         bins_btfc = self.look(_convolve(self.stem, features_btfc[:, :, : self.num_low]))
         narrow_btgd = self.narrow_in(bins_btfc.reshape(batch, frames, self.num_narrow, -1))
-        wide_btgd = self.wide_in(features_btfc[:, :, self.num_low :].reshape(batch, frames, self.num_wide, -1))
+        above_btfc = features_btfc[:, :, self.num_low :]
+        wide_btgd = self.wide_in(above_btfc.reshape(batch, frames, self.num_wide, self.wide_bins * _FEATURES))
         bands_btgd = self.blocks(torch.cat([narrow_btgd, wide_btgd], dim=2) + self.place)
         narrow_btgd, wide_btgd = self.norm(bands_btgd).split([self.num_narrow, self.num_wide], dim=2)
         bins_btfc = bins_btfc + self.narrow_out(narrow_btgd).reshape(bins_btfc.shape)
         bins_btfc = F.gelu(self.norm_again(self.look_again(bins_btfc)))
-        mask_btfk = torch.cat(
-            [
-                _convolve(self.narrow_mask, bins_btfc),
-                self.wide_mask(wide_btgd).reshape(batch, frames, -1, 2 * self.num_speakers),
-            ],
-            dim=2,
+        wide_btfk = self.wide_mask(wide_btgd).reshape(
+            batch, frames, self.num_wide * self.wide_bins, 2 * self.num_speakers
         )
+        mask_btfk = torch.cat([_convolve(self.narrow_mask, bins_btfc), wide_btfk], dim=2)
         mask_bstf2 = mask_btfk.view(batch, frames, -1, self.num_speakers, 2).permute(0, 3, 1, 2, 4)
         return torch.view_as_complex(mask_bstf2.float().contiguous()) + 1 / self.num_speakers
 
@@ -212,12 +211,10 @@ class TwoWayLSTM(nn.Module):
         return self.out(self.lstm(x_btd)[0])
 
 
-_FEATURES = 3  # of a bin: magnitude, real and imaginary part
-_LAYERS = {
-    "conv": lambda channels, sequence, state, dropout: Convolution(channels, dropout),
-    "frequency": lambda channels, sequence, state, dropout: AlongAxis(2, channels, sequence, state, dropout),
-    "time": lambda channels, sequence, state, dropout: AlongAxis(1, channels, sequence, state, dropout),
-}
+def _layer(kind: Layer, channels: int, sequence: SequenceKind, state: int, dropout: float) -> nn.Module:
+    if kind == "conv":
+        return Convolution(channels, dropout)
+    return AlongAxis(1 if kind == "time" else 2, channels, sequence, state, dropout)
 
 
 def _convolve(convolution: nn.Conv2d, x_btfc: Tensor) -> Tensor:
