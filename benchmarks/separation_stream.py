@@ -1,4 +1,4 @@
-"""Long recordings and streams: real-time factor of chunks against one whole pass, memory by length, latency of a stream.
+"""Long recordings and streams: real-time factor of chunks against a whole pass, memory by length, latency of streams.
 
     python benchmarks/separation_stream.py --size 128,64,128,64,6,2 --minutes 1 5 --threads 1
 
@@ -120,7 +120,7 @@ def compare_steps(size: tuple[int, ...], steps_ms: list[float], seconds: float) 
         stream, size_samples, times, parts = model.stream(), round(step_ms * RATE / 1000), [], []
         for start in range(0, wave.shape[1], size_samples):
             piece = wave[:, start : start + size_samples]
-            times.append(cpu_seconds(lambda piece=piece: parts.append(stream.step(piece))))
+            times.append(cpu_seconds(lambda piece=piece, stream=stream, parts=parts: parts.append(stream.step(piece))))
         latency_ms = 1000 * (stream.latency_samples + size_samples - 1) / RATE
         parts.append(stream.flush())
         difference = float((torch.cat(parts, -1) - offline).abs().max() / offline.abs().max())
