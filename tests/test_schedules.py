@@ -201,6 +201,7 @@ def test_two_processes_halve_and_stop_together(tiny_la: Path, tmp_path: Path, ca
     more = ["schedule=halving", "schedule.patience=0", "schedule.threshold=1000", "trainer.max_epochs=6"]
     more += ["callbacks=early_stopping", "callbacks.early_stopping.threshold=1000"]
     argv = [*options(tiny_la, tmp_path, *more, *TWO), "callbacks.early_stopping.patience=2", "name=stopped"]
+    argv += ["trainer.limit_train_batches=2", "trainer.log_every_n_steps=1"]
     assert run.main(argv) == 0
     folder = tmp_path / "out/asvspoof/stopped"
     assert capfd.readouterr().out.count("stopped early after epoch 3") == 1
