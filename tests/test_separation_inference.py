@@ -22,6 +22,7 @@ from audiolab.audio.recording import Recording
 from audiolab.audio.resample import resample
 from audiolab.audio.windows import sliding_windows
 from audiolab.audio.writing import WaveWriter
+from audiolab.config import compose_run
 from audiolab.errors import InputError
 from audiolab.metrics.separation import si_sdr
 from audiolab.predict import main, predict
@@ -305,25 +306,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def make(**model) -> Path:
         folder = tmp_path_factory.mktemp("run")
-        options = {**TINY, **model}
-        config = {
-            "task": "separation",
-            "name": "tiny",
-            "seed": 1,
-            "module": {
-                "_target_": "audiolab.tasks.separation.module.SpeechSeparation",
-                "sample_rate_hz": RATE,
-                "num_examples": 0,
-                "examples_every_n_epochs": None,
-            },
-            "model": {"_target_": "audiolab.tasks.separation.model.ConvTasNet", **options},
-            "data": {},
-            "augment": {},
-            "loss": dict(OmegaConf.load("conf/loss/separation/si_sdr.yaml")),
-            "optimizer": dict(OmegaConf.load("conf/task/separation.yaml")["optimizer"]),
-            "trainer": {},
-            "monitor": {},
-        }
+        config = compose_run(["task=separation", "data=separation/mix_mini"], "tiny")
+        config["model"] = {"_target_": "audiolab.tasks.separation.model.ConvTasNet", **TINY, **model}
         OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
         weights = {f"model.{name}": value for name, value in tiny(**model).state_dict().items()}
         write_weights(folder / "checkpoints" / "model.safetensors", weights, {})
