@@ -4,7 +4,8 @@
 
 `--size` is N,B,H,Sc,X,R of a Conv-TasNet of two talkers with random weights (default the paper's). The real-time factor
 (RTF) is CPU seconds for one second of audio. Each memory figure is the peak of a child process, less that of a child
-which only builds the model. A stream's algorithmic latency is a frame, its computed one the CPU time of a step.
+which only builds the model. A stream's algorithmic latency is a frame and the wait for a whole step, its computed one
+the CPU time of a step.
 """
 
 from __future__ import annotations
