@@ -125,7 +125,10 @@ def ask(process: subprocess.Popen[str], what: str) -> Any:
     assert process.stdin and process.stdout
     process.stdin.write(what + "\n")
     process.stdin.flush()
-    return json.loads(process.stdout.readline())
+    answer = process.stdout.readline()
+    if not answer:
+        sys.exit(f"{' '.join(process.args)} ended with exit code {process.wait()}: -9 means that memory ran out")
+    return json.loads(answer)
 
 
 def compare(title: str, what: str, processes: dict[str, subprocess.Popen[str]], options: argparse.Namespace) -> None:

@@ -45,7 +45,8 @@ class Block(nn.Module):
         if recompute and norm == "BN":
             raise InputError("model.recompute does not go with model.norm=BN: set it to false or choose another norm")
         left = (kernel - 1) * dilation // (1 if causal else 2)
-        self.shape, self.fusable = BlockShape(dilation, left, norm_first, EPS, recompute), norm == "gLN"
+        self.shape = BlockShape(dilation, left, norm_first, EPS, recompute)
+        self.fusable = norm == "gLN"  # the norm that `fused_block` has
         self.expand = nn.Conv1d(channels, hidden, 1)
         self.act1, self.norm1 = nn.PReLU(), make_norm(norm, hidden)
         self.depthwise = nn.Conv1d(hidden, hidden, kernel, groups=hidden, bias=depthwise_bias)  # holds the parameters
