@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from audiolab.audio.find import missing_files
 from audiolab.audio.io import AudioError, BadAudioPolicy
 from audiolab.audio.level import LOUDEST
 from audiolab.errors import InputError
@@ -191,6 +192,23 @@ class SpeechData(L.LightningDataModule, ABC):
                     name,
                     peak,
                 )
+
+    def leave_out_missing(self, files: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+        """Look for the files of sets, (path, utterance id); utterances of absent ones are left out, the files counted.
+
+        Raises InputError, before anything of a set is used, unless `on_bad_audio` is `skip`.
+        """
+        absent = {name: [pairs[i] for i in missing_files(path for path, _ in pairs)] for name, pairs in files.items()}
+        missing = dict.fromkeys(path for found in absent.values() for path, _ in found)
+        if missing and self.on_bad_audio == "raise":
+            of = ", ".join(f"{len({path for path, _ in found})} of {name}" for name, found in absent.items() if found)
+            raise InputError(
+                f"{len(missing)} of {self.num_files} audio files are not there ({of}), the first is "
+                f"{next(iter(missing))}: complete the corpus, or leave them out with data.on_bad_audio=skip "
+                f"data.max_bad_audio={len(missing)}"
+            )
+        self.skipped_ids |= {id_ for found in absent.values() for _, id_ in found}
+        self.bad_audio.add(dict.fromkeys(missing, "does not exist"))
 
     def share_bad_audio(self) -> None:
         """Count the unreadable files that all processes have met; each of them has to call this at the same moment."""

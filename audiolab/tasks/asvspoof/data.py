@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from audiolab.audio.find import missing_files
 from audiolab.build import check_signature
 from audiolab.errors import InputError
 from audiolab.tasks.asvspoof.asv_scores import facts_of, published_facts
@@ -259,21 +258,8 @@ class SpoofingData(SpeechData):
         """Look for the files of the sets that were read since the last time, all before anything is said."""
         new = {name: found for name, found in self._sets.items() if name not in self._checked}
         self._checked |= new.keys()
-        missing: dict[str, str] = {}
-        of: list[str] = []
-        for name, found in new.items():
-            if isinstance(found, SpoofingTrials):
-                absent = [(found.ids[index], found.paths[index]) for index in missing_files(found.paths)]
-                missing |= {path: id_ for id_, path in absent}
-                of += [f"{len(absent)} of {name}"] if absent else []
-        if missing and self.on_bad_audio == "raise":
-            raise InputError(
-                f"{len(missing)} of {self.num_files} audio files are not there ({', '.join(of)}), the first is "
-                f"{next(iter(missing))}: complete the corpus, or leave them out with data.on_bad_audio=skip "
-                f"data.max_bad_audio={len(missing)}"
-            )
-        self.skipped_ids |= set(missing.values())
-        self.bad_audio.add(dict.fromkeys(missing, "does not exist"))
+        trials = {name: found for name, found in new.items() if isinstance(found, SpoofingTrials)}
+        self.leave_out_missing({n: list(zip(found.paths, found.ids, strict=True)) for n, found in trials.items()})
 
 
 class DemoData(SpoofingData):

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import pandas as pd
 
 from audiolab.audio.files import AudioFiles
-from audiolab.audio.find import missing_files
 from audiolab.build import check_signature
 from audiolab.errors import InputError
 from audiolab.preflight.findings import Finding
@@ -206,23 +205,10 @@ class SeparationData(SpeechData):
         """Look for the files of the sets that were read since the last time, all before anything is said."""
         new = {name: listed for name, listed in self._listed.items() if name not in self._checked}
         self._checked |= new.keys()
-        missing: dict[str, str] = {}
-        of: list[str] = []
-        for name, listed in new.items():
-            paths = [(path, mixture.id) for mixture in listed.mixtures for path in mixture.files]
-            if name == "train" and self._mixes and self.dynamic.sources:
-                paths += [(source.file, source.file) for source in self._sources(listed)]
-            absent = dict(paths[index] for index in missing_files(path for path, _ in paths))
-            missing |= absent
-            of += [f"{len(absent)} of {name}"] if absent else []
-        if missing and self.on_bad_audio == "raise":
-            raise InputError(
-                f"{len(missing)} of {self.num_files} audio files are not there ({', '.join(of)}), the first is "
-                f"{next(iter(missing))}: complete the corpus, or leave them out with data.on_bad_audio=skip "
-                f"data.max_bad_audio={len(missing)}"
-            )
-        self.skipped_ids |= set(missing.values())
-        self.bad_audio.add(dict.fromkeys(missing, "does not exist"))
+        files = {name: [(path, m.id) for m in listed.mixtures for path in m.files] for name, listed in new.items()}
+        if "train" in files and self._mixes and self.dynamic.sources:
+            files["train"] += [(source.file, source.file) for source in self._sources(new["train"])]
+        self.leave_out_missing(files)
 
 
 def _check_options(
