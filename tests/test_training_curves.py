@@ -16,7 +16,7 @@ from audiolab.reporting.metrics_file import MetricsFile, read_metrics
 from audiolab.reporting.plots import save_figure
 from audiolab.reporting.training_curves import moving_mean, training_curves
 from audiolab.tasks.asvspoof.module import SpoofingDetection
-from audiolab.training.optim import cosine_factor
+from audiolab.training.schedules import cosine_factor
 
 HEADLINE = {"eer": "EER {:.2f} %", "min_dcf": "min DCF {:.4f}", "cllr": "Cllr {:.4f} bit", "f1": "F1 {:.1f} %"}
 

@@ -168,6 +168,8 @@ def _loss(axes: Axes, log: pd.DataFrame) -> None:
 def _metrics_by_unit(log: pd.DataFrame, headline: Mapping[str, str], monitor: str) -> list[tuple[str, dict[str, str]]]:
     """Return, for each panel, its axis label and its columns with their names: that of the monitored metric first.
 
+    A metric that training logs too stands beside those of the sets, so the gap between them can be seen.
+
     Metrics with the same unit share a panel; the metric of the monitor has its own.
     """
     monitored = monitor.split("/", 1)[-1]
@@ -177,7 +179,9 @@ def _metrics_by_unit(log: pd.DataFrame, headline: Mapping[str, str], monitor: st
         before, _, after = headline[metric].partition("{")
         unit = after.partition("}")[2].strip()
         columns = [name for name in log if name.count("/") == 1 and name.endswith(f"/{metric}")]
-        columns = [name for name in columns if not name.startswith("train/") and log[name].notna().any()]
+        columns = [
+            name for name in sorted(columns, key=lambda name: name.startswith("train/")) if log[name].notna().any()
+        ]
         panel = (monitored if metric == monitored else "", unit)
         for column in columns:
             panels.setdefault(panel, {})[column] = f"{column.split('/')[0]} {before.strip()}"
