@@ -46,6 +46,6 @@ def prelu_backward(grad_ct: Tensor, x_ct: Tensor, slope: float, out_ct: Tensor) 
     grad_slope = x_ct.new_zeros(())
     for slab in slabs(x_ct):
         grad, x = grad_ct[..., slab, :], x_ct[..., slab, :]
-        grad_slope += (grad * x.clamp(max=0)).sum()
+        grad_slope += torch.dot(grad.flatten(), x.clamp(max=0).flatten())
         _leaky_relu_backward_out(grad, x, slope, False, grad_input=out_ct[..., slab, :])
     return grad_slope
