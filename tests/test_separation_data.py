@@ -174,6 +174,21 @@ def test_speed_changes_pitch_and_length_together(tmp_path: Path):
     assert peaks_hz.tolist() == [625, 1125]
 
 
+def test_equalized_sources_are_smoothly_filtered_and_add_up_to_the_mixture(folders: Path):
+    base = ("folders", f"root={folders}", *TINY, "dynamic.p=1", "dynamic.snr_db=[0,0]", "level_dbfs=null")
+    plain = open_data(*base).utterances("train")[(0, 3)]
+    item = open_data(*base, "dynamic.equalizer_db=6").utterances("train")[(0, 3)]
+    assert np.abs(item["sources"].sum(0) - item["wave"]).max() < 1e-6
+    responses_db = []
+    for filtered, source in zip(item["sources"], plain["sources"], strict=True):
+        spectra = np.abs(np.fft.rfft(np.stack([filtered, source])))
+        responses_db.append(20 * np.log10(spectra[0] / spectra[1])[np.argsort(-spectra[1])[:300]])
+        order = np.argsort(np.argsort(-spectra[1])[:300])
+        assert np.abs(np.diff(responses_db[-1][order])).max() < 3  # no jumps between neighbouring frequencies
+    assert all(4 < np.ptp(response) < 40 for response in responses_db)
+    assert np.abs(responses_db[0][:50] - responses_db[1][:50]).mean() > 0.5  # each source has its own
+
+
 def test_short_sources_go_on_with_others_of_their_talker_or_as_asked(tmp_path: Path):
     for number in range(4):
         write_wave(tmp_path / f"{number}.wav", np.full(1200, 0.1 + 0.1 * number, np.float32))
@@ -508,6 +523,11 @@ def test_memory_changes_no_sample(folders: Path, rate_hz: int, share: int):
             "folders",
             ["root={own}", "dynamic.speed=[1.1,0.9]"],
             "data.dynamic.speed=.1.1, 0.9. does not fit: give .lowest",
+        ),
+        (
+            "folders",
+            ["root={own}", "dynamic.equalizer_db=-1"],
+            "data.dynamic.equalizer_db=-1 does not fit: give a number",
         ),
         ("folders", ["root={own}", "+data.dynamic.sped=1"], "did you mean data.dynamic.speed"),
         (

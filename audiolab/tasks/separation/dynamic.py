@@ -17,6 +17,7 @@ import soxr
 from audiolab.audio import mixing
 from audiolab.audio.files import AudioFiles
 from audiolab.audio.io import AudioError
+from audiolab.augment.equalizer import NUM_KNOTS, equalize
 from audiolab.augment.room import reverberate, room_response
 from audiolab.errors import InputError
 from audiolab.tasks.separation.corpora.base import UNKNOWN, Mixture, Source, warn_once
@@ -37,6 +38,7 @@ class DynamicMixing:
     `num_items` is the size of an epoch (None: as many as are listed), `sources` a CSV file `file,speaker[,sex]` of
     recordings to mix instead of those in the listed mixtures. Each source but the first is `snr_db` below the first,
     by power over the `whole` item or over `active` frames. `speed` plays a source so much faster, with higher pitch;
+    `equalizer_db` is the standard deviation, at ten frequencies, of a random smooth filter on each source;
     `gain_db` changes the level of the mixture. `overlap` is the share of the item in which none has yet to begin or
     has ended. With `join` a source that is too short is continued by others of its talker, else as `short` says.
     `reverb_p` of the items are in a room with a reverberation time of `reverb_s` and the direct sound `direct_db`
@@ -49,6 +51,7 @@ class DynamicMixing:
     snr_db: list[float]
     snr_on: Literal["whole", "active"]
     speed: list[float]
+    equalizer_db: float
     gain_db: list[float]
     overlap: list[float]
     join: bool
@@ -73,6 +76,8 @@ class DynamicMixing:
         for name in ("p", "reverb_p"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"data.dynamic.{name}={getattr(self, name)} does not fit: give a share from 0 to 1")
+        if not 0 <= self.equalizer_db <= 20:
+            raise InputError(f"data.dynamic.equalizer_db={self.equalizer_db} does not fit: give a number from 0 to 20")
         if self.num_items is not None and self.num_items < 1:
             raise InputError(f"data.dynamic.num_items={self.num_items} does not fit: give 1 or more, or null")
 
@@ -154,6 +159,9 @@ class DynamicMixtures(Utterances):
         options, rate = self.options, self.files.sample_rate_hz
         drawn = [self._source(recordings, generator) for recordings in self.pool.draw(generator)]
         sources_st = np.stack([wave for _, wave in drawn])
+        if options.equalizer_db > 0:
+            for wave_t in sources_st:
+                wave_t[:] = equalize(wave_t, generator.normal(0, options.equalizer_db, NUM_KNOTS))
         if generator.random() < options.reverb_p:
             reverberation_s = generator.uniform(*options.reverb_s)
             for wave_t in sources_st:
