@@ -255,6 +255,16 @@ def test_noise_is_added_to_the_mixture_alone(mix_mini: Path):
     assert snr_db.min() > 4.9 and snr_db.max() < 30.1
 
 
+def test_only_augmentations_that_add_to_the_mixture_are_taken(mix_mini: Path):
+    section = section_of("data", "mix_mini", f"root={mix_mini}")
+    for task, name in (("separation", "noise"), ("asvspoof", "noise")):
+        build.build(section, augment=build.build(section_of("augment", name, task=task)))
+    for name, step in (("light_noise_codec", "codec"), ("rawboost5", "rawboost"), ("codec", "codec")):
+        augment = build.build(section_of("augment", name, task="asvspoof"))
+        with pytest.raises(InputError, match=f"augment= has .*{step}.*in its sources: give augment=separation/noise"):
+            build.build(section, augment=augment)
+
+
 def test_unknown_talkers_and_silent_sources_are_no_accident(folders: Path, tmp_path: Path, caplog):
     warn_once.cache_clear()
     data = open_data("folders", f"root={folders}", *TINY, "dynamic.p=1")
