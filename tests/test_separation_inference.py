@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 import audiolab
 from audiolab.audio import writing
+from audiolab.audio.level import PEAK_LIMIT
 from audiolab.audio.recording import Recording
 from audiolab.audio.resample import resample
 from audiolab.audio.windows import sliding_windows
@@ -205,6 +206,7 @@ def test_estimates_that_are_not_finite_are_refused():
 MEMORY = """
 import resource, sys, torch
 from pathlib import Path
+from audiolab.audio.level import PEAK_LIMIT
 from audiolab.audio.recording import Recording
 from audiolab.tasks.separation.model import ConvTasNet
 from audiolab.tasks.separation.talkers import Applied
@@ -256,7 +258,7 @@ def test_files_take_any_peak_and_integers_get_one_gain(talk, tmp_path: Path):
     assert written["float"][1].values["gain_db"] == 0
     for name, step in (("pcm16", 2**-15), ("pcm24", 2**-23)):
         wave, found = written[name]
-        assert 0.99 < np.abs(wave).max() < 1
+        assert np.abs(wave).max() == pytest.approx(PEAK_LIMIT, abs=2**-15)
         assert close(wave, expected * 10 ** (found.values["gain_db"] / 20), step + 1e-4)
         assert f"as {name} would clip" in found.sentence
     quiet = applied.predict(Recording(loud / 100, RATE), tmp_path / "quiet", "pcm16", plots=False)

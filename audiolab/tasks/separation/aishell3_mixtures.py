@@ -12,8 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from audiolab.audio.io import AudioError, BadAudioPolicy, audio_info, read_audio, write_audio
-from audiolab.audio.level import rms_dbfs
-from audiolab.audio.mixing import LIMITED_PEAK
+from audiolab.audio.level import peak_gain, rms_dbfs
 from audiolab.errors import InputError
 from audiolab.tasks.separation.aishell3_lists import SUBSETS, Recording, Speaker, choose_speakers, read_speakers
 from audiolab.tasks.separation.librimix_writer import (
@@ -288,7 +287,7 @@ def _resample(
             names = [name for name, _ in waiting]
             id_ = names[0] if len(names) == 1 else f"{names[0]}-{names[-1].removeprefix(speaker)}"
             path = f"{subset}/{speaker}/{id_}.flac"
-            unit = unit * min(1.0, LIMITED_PEAK / float(np.abs(unit).max()))
+            unit = unit * peak_gain(float(np.abs(unit).max()))
             write_audio(folder / UTTERANCES / path, unit, sample_rate_hz, "PCM_16")
             units.append((id_, path, len(unit), names))
             waiting = []

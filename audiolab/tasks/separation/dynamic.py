@@ -108,11 +108,6 @@ class SourcePool:
         self.talkers, self.num_speakers = list(talkers.values()), num_speakers
         self._ends = np.cumsum([len(recordings) for recordings in self.talkers])
 
-    @property
-    def files(self) -> list[str]:
-        """All recordings."""
-        return [source.file for recordings in self.talkers for source in recordings]
-
     def draw(self, generator: np.random.Generator) -> list[list[Source]]:
         """Return the recordings of different talkers."""
         chosen: list[int] = []
@@ -172,14 +167,12 @@ class DynamicMixtures(Utterances):
         whole = options.snr_on == "whole"
         powers = mixing.mean_power(sources_st) if whole else mixing.active_power(sources_st, rate)
         snrs_db = generator.uniform(*options.snr_db, size=len(sources_st) - 1)
-        pairs = zip(powers[1:], snrs_db, strict=True)
-        gains = np.array([1.0, *(mixing.snr_gain(powers[0], power, snr_db) for power, snr_db in pairs)])
         gain_db, level_dbfs = generator.uniform(*options.gain_db), self.listed.level_dbfs
         if level_dbfs is None:
-            gains *= 10 ** (gain_db / 20)
-        mixture_t, sources_st = mixing.scale_and_sum(
-            sources_st, gains, None if level_dbfs is None else level_dbfs + gain_db
-        )
+            gains_s = 10 ** (gain_db / 20) * mixing.mixing_gains(sources_st, snrs_db, None, powers)
+        else:
+            gains_s = mixing.mixing_gains(sources_st, snrs_db, level_dbfs + gain_db, powers)
+        mixture_t, sources_st = mixing.mix(sources_st, gains_s)
         return item_of(mixture_t, sources_st, rate, Mixture("", None, tuple(source for source, _ in drawn)))
 
     def _source(self, recordings: Sequence[Source], generator: np.random.Generator) -> tuple[Source, np.ndarray]:

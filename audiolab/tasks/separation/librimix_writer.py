@@ -27,8 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from audiolab.audio.io import read_audio, write_audio
-from audiolab.audio.level import rms_gain
-from audiolab.audio.mixing import LIMITED_PEAK, fit_lengths, mean_power, snr_gain
+from audiolab.audio.mixing import fit_lengths, mean_power, mixing_gains
 from audiolab.errors import InputError
 from audiolab.training.preparation import write_whole
 
@@ -167,7 +166,8 @@ def write_mixture(corpus: Corpus, set_name: str, mixture: Mixture) -> dict[str, 
         for one in mixture.utterances
     ]
     placed_st = fit_lengths(waves, corpus.mode)
-    gains_s = mixing_gains(placed_st, waves, mixture.snrs_db, corpus.level_dbfs)
+    powers_s = audible_powers(placed_st, waves)
+    gains_s = mixing_gains(placed_st, mixture.snrs_db, corpus.level_dbfs, powers_s)
     sources_st = np.round(gains_s[:, None] * placed_st * _FULL_SCALE)
     signals = [sources_st.sum(0), *sources_st]
     for part, signal in zip(corpus.parts, signals, strict=True):
@@ -179,17 +179,9 @@ def write_mixture(corpus: Corpus, set_name: str, mixture: Mixture) -> dict[str, 
     return {"gains": [round(float(gain), 8) for gain in gains_s], "snrs_db": [round(float(snr), 4) for snr in snrs_db]}
 
 
-def mixing_gains(
-    placed_st: np.ndarray, waves: Sequence[np.ndarray], snrs_db: Sequence[float], level_dbfs: float
-) -> np.ndarray:
-    """Return one gain a source: for the SNRs of the first over the others, times one for all for level and peak."""
-    powers = np.maximum(mean_power(placed_st), [float(mean_power(wave)) * 10 ** (-_FAINT_DB / 10) for wave in waves])
-    gains = [snr_gain(powers[0], power, snr) for power, snr in zip(powers[1:], snrs_db, strict=True)]
-    gains_s = np.array([1.0, *gains])
-    gains_s = gains_s * rms_gain((gains_s[:, None] * placed_st).sum(0), level_dbfs, peak_limit=np.inf)
-    scaled_st = gains_s[:, None] * placed_st
-    peak = max(float(np.abs(scaled_st.sum(0)).max()), float(np.abs(scaled_st).max()))
-    return gains_s * min(1.0, LIMITED_PEAK / peak)  # 0.99 leaves room for the rounding to 16 bits
+def audible_powers(placed_st: np.ndarray, waves: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the mean powers of sources as placed, none more than 20 dB below that of its whole utterance."""
+    return np.maximum(mean_power(placed_st), [float(mean_power(wave)) * 10 ** (-_FAINT_DB / 10) for wave in waves])
 
 
 def write_lists(

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from audiolab.audio.level import SILENCE_DBFS
+from audiolab.audio.level import SILENCE_DBFS, peak_gain
 from audiolab.audio.recording import Recording
-from audiolab.audio.writing import SUBTYPES, SampleFormat, WaveWriter, peak_gain, rewrite
+from audiolab.audio.writing import SUBTYPES, SampleFormat, WaveWriter, rewrite
 from audiolab.errors import InputError
 from audiolab.reporting.running_spectrogram import RunningSpectrogram
 from audiolab.reporting.spectrograms import level_panels
