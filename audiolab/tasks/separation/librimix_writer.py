@@ -53,7 +53,7 @@ class Utterance:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class PlannedMixture:
     """Utterances that are to be mixed; `snrs_db` are the levels of the first one over each of the others."""
 
     utterances: tuple[Utterance, ...]
@@ -71,7 +71,7 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class LibriMixFolder:
     """Where and in which form mixtures are written; `level_dbfs` is the RMS of every mixture."""
 
     folder: Path
@@ -90,7 +90,7 @@ class Corpus:
         """The folder of the mixtures, relative to the corpus."""
         return f"{self.name}/wav{self.sample_rate_hz // 1000}k/{self.mode}"
 
-    def mixture_path(self, set_name: str, part: str, mixture: Mixture) -> str:
+    def mixture_path(self, set_name: str, part: str, mixture: PlannedMixture) -> str:
         """Return the file of a mixture (part `mix_clean`) or of one of its sources (`s1` ...) in the corpus."""
         return f"{self.audio_folder}/{SETS[set_name][1]}/{part}/{mixture.id}.wav"
 
@@ -106,7 +106,7 @@ def draw_mixtures(
     num_speakers: int,
     snr_db: tuple[float, float],
     generator: np.random.Generator,
-) -> list[Mixture]:
+) -> list[PlannedMixture]:
     """Draw `num` different mixtures of different talkers, every utterance about equally often.
 
     The levels of the first utterance over the others are uniform in `snr_db`. Raises InputError where these utterances
@@ -117,7 +117,7 @@ def draw_mixtures(
     >>> len({mixture.id for mixture in drawn})
     12
     """
-    drawn: list[Mixture] = []
+    drawn: list[PlannedMixture] = []
     seen: set[frozenset[str]] = set()
     waiting: list[Utterance] = []
     while len(drawn) < num:
@@ -135,7 +135,7 @@ def draw_mixtures(
             waiting.remove(utterance)
         seen.add(frozenset(utterance.id for utterance in group))
         levels = tuple(float(level) for level in generator.uniform(*snr_db, num_speakers - 1))
-        drawn.append(Mixture(tuple(group), levels))
+        drawn.append(PlannedMixture(tuple(group), levels))
     return drawn
 
 
@@ -155,7 +155,7 @@ def _group(waiting: Sequence[Utterance], num_speakers: int, seen: set[frozenset[
     return None
 
 
-def write_mixture(corpus: Corpus, set_name: str, mixture: Mixture) -> dict[str, Any]:
+def write_mixture(corpus: LibriMixFolder, set_name: str, mixture: PlannedMixture) -> dict[str, Any]:
     """Mix, write mixture and sources, and return a row of facts: gains, and the SNR of every source.
 
     The SNR that was drawn holds for what is mixed, silence included; a source that is all but silent in it (20 dB
@@ -185,10 +185,10 @@ def audible_powers(placed_st: np.ndarray, waves: Sequence[np.ndarray]) -> np.nda
 
 
 def write_lists(
-    corpus: Corpus,
+    corpus: LibriMixFolder,
     set_name: str,
     utterances: Iterable[Utterance],
-    mixtures: Sequence[Mixture],
+    mixtures: Sequence[PlannedMixture],
     facts: Sequence[dict[str, Any]],
 ) -> None:
     """Write the lists of a set; `facts` are those of `write_mixture`, in the order of the mixtures."""
