@@ -574,6 +574,15 @@ def test_memory_changes_no_sample(folders: Path, rate_hz: int, share: int):
         ),
         (
             "folders",
+            ["root={own}", "dynamic.snr_db=3"],
+            r"data.dynamic.snr_db=3 does not fit .*: expected a list \[...\], each a number",
+        ),
+        ("folders", ["root={own}", "dynamic.speed=[a,b]"], "data.dynamic.speed=.* does not fit .*each a number"),
+        ("folders", ["root={own}", "dynamic.overlap=[0.5]"], "data.dynamic.overlap=.0.5. does not fit: give .lowest"),
+        ("folders", ["root={own}", "dynamic.sources=/none.csv"], "data.dynamic.sources=/none.csv does not exist"),
+        ("folders", ["root={own}", "sets.dev=dev"], r"data.sets.dev='dev' does not fit .*list \[...\], each a text"),
+        (
+            "folders",
             ["root={own}", "dynamic.equalizer_db=-1"],
             "data.dynamic.equalizer_db=-1 does not fit: give a number",
         ),
