@@ -258,6 +258,11 @@ def stagger(sources_st: np.ndarray, overlap: float, sample_rate_hz: int, generat
 
 def read_sources(path: Path) -> list[Source]:
     """Read a CSV file with `file,speaker` and perhaps `sex`, paths relative to it."""
+    if not path.is_file():
+        raise InputError(
+            f"data.dynamic.sources={path} is not there, or no file: give a CSV file file,speaker[,sex], or null for "
+            "the sources of the listed mixtures"
+        )
     rows = read_csv(path, ["file", "speaker"], ["sex"])
     return [
         Source(str(path.parent / row["file"]), speaker=row["speaker"], sex=row.get("sex", "")[:1].upper() or UNKNOWN)
