@@ -7,7 +7,7 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from audiolab.errors import InputError
@@ -58,9 +58,8 @@ def check_signature(callable_: Any, options: Mapping[str, Any], where: str, give
             others = f"its options are {', '.join(named)}; ~{where}.{key} takes out what a recipe set"
             hint = f"did you mean {where}.{close[0]}?" if close else others
             raise InputError(f"{where}.{key} is not an option of {name}: {hint}")
-        if key in parameters and not _fits(value, _annotation(callable_, key)):
-            expected = _words(_annotation(callable_, key))
-            raise InputError(f"{where}.{key}={value!r} does not fit {name}: expected {expected}")
+        if key in parameters:
+            _check_value(value, _annotation(callable_, key), f"{where}.{key}", name)
     required = [n for n in named if parameters[n].default is inspect.Parameter.empty]
     missing = [n for n in required if n not in options and n not in given]
     if missing:
@@ -105,12 +104,32 @@ def _annotation(callable_: Any, key: str) -> Any:
         return Any
 
 
+def _check_value(value: Any, annotation: Any, where: str, name: str) -> None:
+    """Raise InputError unless a value fits; in a section of names and values it is the value that is named."""
+    if typing.get_origin(annotation) in (dict, Mapping) and isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_value(item, typing.get_args(annotation)[1], f"{where}.{key}", name)
+    elif not _fits(value, annotation):
+        raise InputError(f"{where}={value!r} does not fit {name}: expected {_words(annotation)}")
+
+
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a plain YAML value can stand for the annotated type; anything beyond plain types is let through."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in typing.get_args(annotation))
-    if typing.get_origin(annotation) is typing.Literal:
-        return value in typing.get_args(annotation)
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is typing.Literal:
+        return value in parts
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in value.values())
+    if origin in (list, Sequence):
+        return isinstance(value, list | tuple) and all(_fits(item, parts[0]) for item in value)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and (
+            all(_fits(item, parts[0]) for item in value)
+            if parts[-1] is Ellipsis
+            else len(value) == len(parts) and all(map(_fits, value, parts))
+        )
     if annotation is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if annotation is int:
@@ -125,9 +144,14 @@ def _fits(value: Any, annotation: Any) -> bool:
 def _words(annotation: Any) -> str:
     """Say in words what fits an annotation."""
     parts = typing.get_args(annotation)
-    if typing.get_origin(annotation) is typing.Literal:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
         return ", ".join(map(str, parts))
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    if origin in (list, Sequence, tuple):
+        return f"a list [...], each {_words(parts[0])}"
+    if origin in (dict, Mapping):
+        return "a section {name: ...}" + ("" if parts[1] is Any else f", each {_words(parts[1])}")
+    if origin in (typing.Union, types.UnionType):
         return ", ".join(dict.fromkeys(_words(part) for part in parts))
     if annotation in (None, type(None)):
         return "null"

@@ -19,6 +19,8 @@ from audiolab.audio import mixing
 from audiolab.audio.files import AudioFiles
 from audiolab.audio.io import AudioError
 from audiolab.errors import InputError
+from audiolab.preflight.contents import examine_contents
+from audiolab.preflight.files import read_facts
 from audiolab.preflight.lists import examine_lists
 from audiolab.tasks.separation.corpora.base import MixtureSet, warn_once
 from audiolab.tasks.separation.corpora.librimix import LibriMix
@@ -447,7 +449,12 @@ def test_mixtures_that_are_not_the_sum_of_their_sources_are_told_of(tmp_path: Pa
     noisy = noise_sources(2, 4000, 203).sum(axis=0) + 0.1 * noise_sources(1, 4000, 9)[0]
     write_wave(tmp_path / "test/mix/m3.wav", noisy)
     write_wave(tmp_path / "test/s1/m2.wav", np.zeros(4000))
-    data = open_data("folders", f"root={tmp_path}", *TINY)
+    for stage in ("fit", "validate"):
+        with pytest.raises(
+            InputError, match=r"1 of 4 mixtures of dev .*s2/m1.wav has 3999 .* must be as long as their"
+        ):
+            open_data("folders", f"root={tmp_path}", *TINY).setup(stage)
+    data = open_data("folders", f"root={tmp_path}", *TINY, "on_bad_audio=skip", "max_bad_audio=1", "crop_samples=4001")
     data.setup("fit")
     found = {(finding.check, finding.state): finding for finding in data.check_contents()}
     assert found["train sums", "problem"].items == ("m0", "m1")
@@ -456,6 +463,10 @@ def test_mixtures_that_are_not_the_sum_of_their_sources_are_told_of(tmp_path: Pa
     assert "s2/m1.wav has 3999 samples and its mixture" in found["dev lengths", "problem"].items[0]
     assert any(item.startswith("m3: -2") for item in found["test sums", "warning"].items)
     assert found["test levels", "warning"].items == ("m2",)
+    short = found["train crops", "warning"]
+    assert short.found == "4 of 4 are shorter than data.crop_samples=4001 and repeated (data.short=repeat)"
+    assert "half of them have 4000 samples or less" in short.remedy
+    assert ("dev crops", "warning") not in found
     with pytest.raises(AudioError, match=r"s2/m1.wav has 3999 samples and its mixture .*dev/mix/m1.wav has 4000"):
         raise _error(data.utterances("dev")[(0, 1)])
 
@@ -550,7 +561,11 @@ def test_memory_changes_no_sample(folders: Path, rate_hz: int, share: int):
             ["root={mini}", "variant.kind=mix"],
             "data.variant.kind='mix' does not fit LibriMix: expected mix_clean",
         ),
-        ("folders", ["root={own}", "+data.variant.length=min"], "data.variant.length is not an option of Folders"),
+        (
+            "folders",
+            ["root={own}", "+data.variant.length=min"],
+            "data.variant.length does not fit: data.layout=folders has no such",
+        ),
         ("folders", ["root={own}", "num_speakers=3"], "has no folder s3/: put the sources of its mixtures there"),
         ("folders", ["root={three}"], "train has 3 sources a mixture .s1, s2, s3. and data.num_speakers=2"),
         ("folders", ["root={own}", "sets.dev=[valid]"], "it has no valid/mix/; give"),
@@ -574,6 +589,19 @@ def test_memory_changes_no_sample(folders: Path, rate_hz: int, share: int):
         ),
         (
             "folders",
+            ["root={own}", "dynamic.snr_db=3"],
+            r"data.dynamic.snr_db=3 does not fit .*: expected a list \[...\], each a number",
+        ),
+        ("folders", ["root={own}", "dynamic.speed=[a,b]"], "data.dynamic.speed=.* does not fit .*each a number"),
+        ("folders", ["root={own}", "dynamic.overlap=[0.5]"], "data.dynamic.overlap=.0.5. does not fit: give .lowest"),
+        (
+            "folders",
+            ["root={own}", "dynamic.p=1", "dynamic.sources=/none.csv"],
+            "data.dynamic.sources=/none.csv is not there",
+        ),
+        ("folders", ["root={own}", "sets.dev=dev"], r"data.sets.dev='dev' does not fit .*list \[...\], each a text"),
+        (
+            "folders",
             ["root={own}", "dynamic.equalizer_db=-1"],
             "data.dynamic.equalizer_db=-1 does not fit: give a number",
         ),
@@ -585,7 +613,7 @@ def test_memory_changes_no_sample(folders: Path, rate_hz: int, share: int):
         ),
         ("csv", ["root={own}"], "is not in the CSV layout: it has no list, it is a folder"),
         ("csv", ["root={own}/two_rows.csv"], "has no rows with the set train, it has test: mark some in a column set"),
-        ("csv", ["root={own}/wrong.csv"], "line 1: there is no column 'source_2'.* and is file,source_1,label"),
+        ("csv", ["root={own}/wrong.csv"], "should be mixture,source_1,source_2 .* and is file,source_1,label"),
         (
             "csv",
             ["root={own}/three.csv"],
@@ -593,7 +621,7 @@ def test_memory_changes_no_sample(folders: Path, rate_hz: int, share: int):
         ),
         ("csv", ["root={own}/twice.csv"], "line 3, column 1: a_b names line 2 too: give a column id"),
         ("csv", ["root={own}/gains.csv"], "line 2, column 1: a mixture that is stored takes no gains"),
-        ("csv", ["root={own}/loud.csv"], "line 2, column 3: 'loud' is not a finite number"),
+        ("csv", ["root={own}/loud.csv"], "line 2, column 3: gain_1=.loud. is not a finite number"),
         ("csv", ["root={own}/loud.csv", "sets.train=[other]"], "line 2, column 3"),
     ],
 )
@@ -623,6 +651,34 @@ def test_what_does_not_fit_is_said_in_a_sentence(
         data.setup("fit")
         data.setup("test")
     assert "\n" not in str(error.value)
+
+
+def test_rows_that_are_in_no_set_are_told_of(folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    rows = [
+        {"set": name, "source_1": f"{folders}/{part}/s1/m{n}.wav", "source_2": f"{folders}/{part}/s2/m{n}.wav"}
+        for part, names in {"train": ("train", "trian"), "dev": ("dev", "test"), "test": ("test", "spare")}.items()
+        for n, name in enumerate(names)
+    ]
+    path = write_csv(tmp_path / "list.csv", [{"id": f"x{n}", **row} for n, row in enumerate(rows)])
+    open_data("csv", f"root={path}", *TINY, "sets.test=[]").setup("fit")
+    assert [record.message for record in caplog.records] == [
+        f"1 rows of {path} have the set trian, which is not in data.sets: did you mean train?",
+        f"1 rows of {path} have the set spare, which is not in data.sets: name it in data.sets to use them",
+    ]
+
+
+def test_findings_name_the_file_of_a_mixture(tmp_path: Path):
+    write_folders(tmp_path, ("train", "dev"), num=2)
+    source = tmp_path / "train/s1/m0.wav"
+    (tmp_path / "train/s2/m1.wav").write_bytes(source.read_bytes())
+    write_wave(tmp_path / "dev/s2/m1.wav", np.zeros((2, 4000)))
+    data = open_data("folders", f"root={tmp_path}", *TINY, "sets.test=[]")
+    sets = {name: data.listing(name) for name in ("train", "dev")}
+    facts = {file: read_facts(file) for listing in sets.values() for file in listing["file"]}
+    found = {finding.check: finding for finding in examine_contents(sets, facts, {}, None)}
+    assert found["duplicates"].items == ("train s1/m0.wav = train s2/m1.wav",)
+    assert [item.split(":")[0] for item in found["silence"].items] == ["s2/m1.wav"]
+    assert found["format"].items == ("s2/m1.wav: 8 kHz stereo",) and "classes" not in found["format"].remedy
 
 
 def test_names_that_differ_between_folders_are_said(tmp_path: Path):

@@ -33,9 +33,11 @@ class Recording:
     ) -> None:
         self._source, self._on_read = source, on_read
         if isinstance(source, np.ndarray):
-            if source.ndim != 1 or len(source) == 0 or not sample_rate or sample_rate < 0:
+            if not sample_rate or sample_rate < 0:
+                raise InputError(f"a sampling rate of {sample_rate} Hz cannot be used: give that of the waveform")
+            if source.ndim != 1 or len(source) == 0:
                 raise InputError(
-                    f"a waveform of shape {source.shape} cannot be used: give one channel as (time,) and a rate, "
+                    f"a waveform of shape {source.shape} cannot be used: give one channel as (time,), "
                     "for stereo the mean of the channels"
                 )
             if not np.isfinite(source).all():

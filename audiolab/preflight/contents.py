@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -28,14 +29,31 @@ def examine_contents(
 
     `num_allowed` files may be bad (`on_bad_audio: skip`); None: none may.
     """
-    ids = {file: id_ for listing in sets.values() for id_, file in zip(listing["id"], listing["file"], strict=True)}
+    ids = names_of(sets)
+    classes = any("label" in listing for listing in sets.values())
     return [
         check_readable(len(ids), reasons, num_allowed),
-        *(_formats(facts, ids) if facts else []),
+        *(_formats(facts, ids, classes) if facts else []),
         *_levels(facts, ids),
         *(_durations(sets, facts, ids) if facts else []),
         *check_duplicates(sets, facts),
     ]
+
+
+def names_of(sets: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Return by what each file is named: its id, with the end of its path where several files have that id.
+
+    >>> names_of({"train": pd.DataFrame({"id": ["a", "a", "b"], "file": ["s1/a.wav", "/x/s2/1.wav", "b.wav"]})})
+    {'s1/a.wav': 's1/a.wav', '/x/s2/1.wav': 'a (s2/1.wav)', 'b.wav': 'b'}
+    """
+    ids = {file: id_ for listing in sets.values() for id_, file in zip(listing["id"], listing["file"], strict=True)}
+    files = Counter(ids.values())
+
+    def name(file: str, id_: str) -> str:
+        end = "/".join(PurePath(file).parts[-2:])
+        return id_ if files[id_] == 1 else end if PurePath(file).stem == id_ else f"{id_} ({end})"
+
+    return {file: name(file, id_) for file, id_ in ids.items()}
 
 
 def check_readable(num_files: int, reasons: Mapping[str, str], num_allowed: int | None) -> Finding:
@@ -67,11 +85,12 @@ def check_duplicates(sets: Mapping[str, pd.DataFrame], facts: Facts) -> list[Fin
     >>> [finding.items for finding in check_duplicates(sets, {"train.wav": same, "eval.wav": same})]
     [('train train = eval eval',)]
     """
+    ids = names_of(sets)
     holders: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
     for name, listing in sets.items():
-        for id_, file in zip(listing["id"], listing["file"], strict=True):
+        for file in listing["file"]:
             if file in facts and facts[file].peak >= SILENT_PEAK:  # silence is told of as silence
-                holders[facts[file].digest].setdefault(file, (name, id_))
+                holders[facts[file].digest].setdefault(file, (name, ids[file]))
     groups = [list(files.values()) for files in holders.values() if len(files) > 1]
     across = [group for group in groups if len({name for name, _ in group}) > 1]
     within = [group for group in groups if len({name for name, _ in group}) == 1]
@@ -101,7 +120,7 @@ def set_facts(listing: pd.DataFrame, facts: Facts) -> dict[str, Any]:
     }
 
 
-def _formats(facts: Facts, ids: Mapping[str, str]) -> list[Finding]:
+def _formats(facts: Facts, ids: Mapping[str, str], classes: bool) -> list[Finding]:
     kinds = Counter((fact.sample_rate, fact.num_channels) for fact in facts.values())
     bulk, _ = kinds.most_common(1)[0]
     odd = [file for file, fact in facts.items() if (fact.sample_rate, fact.num_channels) != bulk]
@@ -109,7 +128,7 @@ def _formats(facts: Facts, ids: Mapping[str, str]) -> list[Finding]:
     if not odd:
         return [Finding(GROUP, "format", "ok", f"all {shown}")]
     items = _named(odd, ids, lambda file: _kind((facts[file].sample_rate, facts[file].num_channels)))
-    remedy = "they are converted when read; make sure that their kind does not tell the classes apart"
+    remedy = "they are converted when read" + "; make sure that their kind does not tell the classes apart" * classes
     return [Finding(GROUP, "format", "warning", f"{len(odd):,} of {len(facts):,} are not {shown}", remedy, items)]
 
 

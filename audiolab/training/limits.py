@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from audiolab.errors import InputError
 
@@ -24,3 +25,14 @@ def check_range(
     first = f"above {above:g}" if above > -math.inf else f"from {least:g}"
     last = f" to {most:g}" if most < math.inf else "" if above > -math.inf else " up"
     raise InputError(f"{option}={value} does not fit: give a number {first}{last}")
+
+
+def check_interval(option: str, value: Sequence[float], least: float, most: float) -> None:
+    """Raise InputError unless `value` is [lowest, highest] with `least <= lowest <= highest <= most`.
+
+    >>> check_interval("data.dynamic.overlap", [0.8, 0.2], least=0, most=1)
+    Traceback (most recent call last):
+    audiolab.errors.InputError: data.dynamic.overlap=[0.8, 0.2] does not fit: give [lowest, highest] within 0 and 1
+    """
+    if not isinstance(value, Sequence) or len(value) != 2 or not least <= value[0] <= value[1] <= most:
+        raise InputError(f"{option}={value} does not fit: give [lowest, highest] within {least:g} and {most:g}")

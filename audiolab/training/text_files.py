@@ -31,14 +31,18 @@ def read_lines(path: Path, columns: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_csv(
-    path: Path, required: Sequence[str], optional: Sequence[str] = (), other_names: Mapping[str, str] | None = None
+    path: Path,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    other_names: Mapping[str, str] | None = None,
+    example: str | None = None,
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield line number and fields by column of a CSV file with header; `required` fields may not be empty.
 
-    `other_names` maps further spellings of columns to ours. Raises InputError for a missing column, a line with
-    another number of fields, and a header that looks like a slip.
+    `other_names` maps further spellings of columns to ours, `example` is a header to show in messages. Raises
+    InputError for a missing column, a line with another number of fields, and a header that looks like a slip.
     """
-    words = ",".join(required)
+    words = example or ",".join(required)
     lines = csv.reader(_text(path, words).splitlines())
     header = [(other_names or {}).get(name.strip(), name.strip()) for name in next(lines, [])]
     missing = [name for name in required if name not in header]
@@ -75,10 +79,10 @@ def fail(path: Path, number: int, column: int, fault: str) -> NoReturn:
     raise InputError(f"{path}, line {number}, column {column + 1}: {fault}")
 
 
-def finite_number(path: Path, number: int, column: int, text: str) -> float:
-    """Return a field as a number; InputError where it is none, NaN or infinite."""
+def finite_number(path: Path, number: int, column: int, text: str, name: str = "") -> float:
+    """Return a field as a number; InputError, with the `name` of the column, where it is none, NaN or infinite."""
     if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text):
-        fail(path, number, column, f"{text!r} is not a finite number")
+        fail(path, number, column, f"{name and name + '='}{text!r} is not a finite number")
     return float(text)
 
 

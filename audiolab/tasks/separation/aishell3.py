@@ -23,7 +23,6 @@ class Aishell3Data(SeparationData):
     """
 
     def __init__(self, root: str, prepared: str | None, mixtures: dict[str, Any], **options: Any) -> None:
-        check_signature(SeparationData, {"root": root, **options}, "data")
         preparation = _preparation({"root": root, "prepared": prepared, "mixtures": mixtures, **options})
         if preparation.facts(but=("root",)) is None:  # the corpus may have moved, or be gone
             raise InputError(
@@ -41,6 +40,8 @@ class Aishell3Data(SeparationData):
 
 
 def _preparation(section: Mapping[str, Any]) -> Aishell3Mixtures:
+    own = ("_target_", "prepared", "mixtures")
+    check_signature(SeparationData, {key: value for key, value in section.items() if key not in own}, "data")
     check_signature(MixtureOptions, section["mixtures"], "data.mixtures")
     root, num_speakers, rate = Path(section["root"]).expanduser(), section["num_speakers"], section["sample_rate_hz"]
     name = f"{root.resolve().name}_{num_speakers}mix_{rate // 1000}k"

@@ -8,6 +8,7 @@ from typing import Literal
 from audiolab.errors import InputError
 from audiolab.tasks.separation.aishell3_lists import SUBSETS
 from audiolab.tasks.separation.librimix_writer import SETS
+from audiolab.training.limits import check_interval
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,4 @@ class MixtureOptions:
             raise InputError("data.mixtures has a number that does not fit: give counts from 1 up, min_s above 0")
         if self.speakers["dev"] is None or self.speakers["test"] is None:
             raise InputError("data.mixtures.speakers: only train can be null, which takes all speakers that are left")
-        if len(self.snr_db) != 2 or not -40 <= self.snr_db[0] <= self.snr_db[1] <= 40:
-            raise InputError(
-                f"data.mixtures.snr_db={self.snr_db} does not fit: give [lowest, highest] within -40 and 40"
-            )
+        check_interval("data.mixtures.snr_db", self.snr_db, -40, 40)

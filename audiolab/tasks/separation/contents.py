@@ -6,7 +6,7 @@ Shapes: s source, t time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,12 +14,15 @@ import numpy as np
 from audiolab.audio import mixing
 from audiolab.audio.files import AudioFiles
 from audiolab.audio.io import AudioError
-from audiolab.preflight.findings import Finding
+from audiolab.errors import InputError
+from audiolab.preflight.findings import Finding, State
 from audiolab.tasks.separation.corpora.base import MixtureSet
-from audiolab.tasks.separation.mixtures import Mixtures, all_heard
+from audiolab.tasks.separation.mixtures import EQUAL_LENGTHS, Mixtures, Short, all_heard
 from audiolab.tasks.separation.snr_bins import SNR_EDGES_DB, bin_names
 
 GROUP = "mixtures"
+HEADERS_LOOKED_AT = 1000  # mixtures of a set before a run; a second or two for three sets
+MANY_SHORT = 0.5  # share of the training mixtures
 LOOKED_AT = 100  # mixtures of a set that are taken apart, at even distances
 SAME_DB = -30.0  # a rest this far below the mixture is rounding and dither
 EXACT_DB = -150.0
@@ -41,20 +44,24 @@ class _Seen:
     loud: list[str] = field(default_factory=list)
 
 
-def examine_mixtures(set_name: str, listed: MixtureSet, sample_rate_hz: int) -> list[Finding]:
-    """Check the lengths of all mixtures of a set, and what a hundred of them hold; unreadable files are passed over."""
-    mixtures = Mixtures(
-        listed,
-        AudioFiles(sample_rate_hz, in_memory=False),
-        None,
-        crop_samples=None,
-        short="pad",
-        most_samples=None,
-    )
-    findings = _lengths(set_name, mixtures)
-    chosen = np.unique(np.linspace(0, len(mixtures) - 1, LOOKED_AT).round().astype(int))
+def examine_mixtures(
+    set_name: str, listed: MixtureSet, sample_rate_hz: int, crop_samples: int | None = None, short: Short = "pad"
+) -> list[Finding]:
+    """Check the lengths of all mixtures of a set, and what a hundred of them hold; unreadable files are passed over.
+
+    `crop_samples` is the length of the training items, up to which shorter mixtures are lengthened as `short` says.
+    """
+    mixtures = _whole(listed, sample_rate_hz)
+    lengths, unequal = _lengths(mixtures, range(len(mixtures)))
+    findings = []
+    if unequal:
+        found = f"{len(unequal):,} of {len(mixtures):,} mixtures differ in length from a source"
+        items = tuple(f"{error.path} {error.reason}" for error in unequal)
+        findings.append(Finding(GROUP, f"{set_name} lengths", "problem", found, EQUAL_LENGTHS, items))
+    if crop_samples is not None and (num_short := sum(length < crop_samples for length in lengths)):
+        findings.append(_short(num_short, lengths, crop_samples, short))
     seen = _Seen()
-    for index in chosen.tolist():
+    for index in _spread(len(mixtures), LOOKED_AT):
         try:
             length = mixtures.length(mixtures.mixtures[index])
             mixture_t, sources_st = mixtures.signals(mixtures.mixtures[index], 0, length)
@@ -64,6 +71,20 @@ def examine_mixtures(set_name: str, listed: MixtureSet, sample_rate_hz: int) -> 
     if seen.snr_db:
         findings += [*_sums(set_name, listed, seen), *_levels(set_name, seen), _statistics(set_name, seen)]
     return findings
+
+
+def refuse_unequal(set_name: str, listed: MixtureSet, sample_rate_hz: int) -> None:
+    """Raise InputError where stored mixtures differ in length from a source; of large sets a thousand are looked at."""
+    if all(mixture.file is None for mixture in listed.mixtures):
+        return
+    mixtures = _whole(listed, sample_rate_hz)
+    chosen = _spread(len(mixtures), HEADERS_LOOKED_AT)
+    _, unequal = _lengths(mixtures, chosen)
+    if unequal:
+        raise InputError(
+            f"{len(unequal):,} of {len(chosen):,} mixtures of {set_name} that were looked at differ in length from a "
+            f"source, the first: {str(unequal[0]).rstrip('.')}"
+        )
 
 
 def rest_db(mixture_t: np.ndarray, sources_st: np.ndarray) -> tuple[float, float]:
@@ -104,20 +125,37 @@ def _look(mixtures: Mixtures, index: int, mixture_t: np.ndarray, sources_st: np.
         seen.other_sound.append(f"{mixture.id}: {as_is:.1f} dB")
 
 
-def _lengths(set_name: str, mixtures: Mixtures) -> list[Finding]:
-    unequal = []
-    for mixture in mixtures.mixtures:
+def _whole(listed: MixtureSet, sample_rate_hz: int) -> Mixtures:
+    files = AudioFiles(sample_rate_hz, in_memory=False)
+    return Mixtures(listed, files, None, crop_samples=None, short="pad", most_samples=None)
+
+
+def _spread(num: int, most: int) -> list[int]:
+    """At most so many indices, at even distances."""
+    return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(int)).tolist()
+
+
+def _lengths(mixtures: Mixtures, indices: Iterable[int]) -> tuple[list[int], list[AudioError]]:
+    """The lengths of mixtures as their headers say, and the errors of those that differ from a source."""
+    lengths, unequal = [], []
+    for index in indices:
         try:
-            mixtures.length(mixture)
+            lengths.append(mixtures.length(mixtures.mixtures[index]))
         except AudioError as error:
             if "its mixture" in error.reason:
-                unequal.append(f"{error.path} {error.reason}")
-    if not unequal:
-        return []
-    found = f"{len(unequal):,} of {len(mixtures):,} mixtures differ in length from a source"
-    return [
-        Finding(GROUP, f"{set_name} lengths", "problem", found, "write them again, or take them out", tuple(unequal))
-    ]
+                unequal.append(error)
+    return lengths, unequal
+
+
+def _short(num_short: int, lengths: list[int], crop_samples: int, short: Short) -> Finding:
+    done = "repeated" if short == "repeat" else "padded with silence"
+    found = (
+        f"{num_short:,} of {len(lengths):,} are shorter than data.crop_samples={crop_samples} and {done} "
+        f"(data.short={short})"
+    )
+    state: State = "warning" if num_short > MANY_SHORT * len(lengths) else "ok"
+    median = f"half of them have {round(float(np.median(lengths)))} samples or less: give a smaller data.crop_samples"
+    return Finding(GROUP, "train crops", state, found, median if state == "warning" else "")
 
 
 def _sums(set_name: str, listed: MixtureSet, seen: _Seen) -> list[Finding]:

@@ -12,7 +12,7 @@ from audiolab.audio.files import AudioFiles
 from audiolab.build import check_signature
 from audiolab.errors import InputError
 from audiolab.preflight.findings import Finding
-from audiolab.tasks.separation.contents import examine_mixtures
+from audiolab.tasks.separation.contents import examine_mixtures, refuse_unequal
 from audiolab.tasks.separation.corpora import open_corpus
 from audiolab.tasks.separation.corpora.base import MixtureSet, Source
 from audiolab.tasks.separation.dynamic import DynamicMixing, DynamicMixtures, SourcePool, read_sources
@@ -124,6 +124,7 @@ class SeparationData(SpeechData):
             )
         corpus = open_corpus(self.layout, self.root, self.num_speakers, self.sample_rate_hz, self.variant)
         found = [corpus.read(part) for part in self.sets[set_name]]
+        corpus.warn_of_unnamed({part for parts in self.sets.values() for part in parts})
         return found[0]._replace(mixtures=[mixture for part in found for mixture in part.mixtures])
 
     def utterances(self, set_name: str) -> Utterances:
@@ -197,7 +198,9 @@ class SeparationData(SpeechData):
             finding
             for name, listed in self._listed.items()
             if not (self.overfit and name == "dev")
-            for finding in examine_mixtures(name, listed, self.sample_rate_hz)
+            for finding in examine_mixtures(
+                name, listed, self.sample_rate_hz, self.crop_samples if name == "train" else None, self.short
+            )
         ]
 
     def faster_loading(self) -> list[str]:
@@ -217,6 +220,10 @@ class SeparationData(SpeechData):
         if "train" in files and self._mixes and self.dynamic.sources:
             files["train"] += [(source.file, source.file) for source in self._sources(new["train"])]
         self.leave_out_missing(files)
+        if self.on_bad_audio == "raise":
+            for name, listed in new.items():
+                if name != "train" or not self._mixes or self.dynamic.p < 1:  # else the listed ones are not read
+                    refuse_unequal(name, listed, self.sample_rate_hz)
 
 
 def _check_options(

@@ -23,6 +23,7 @@ from audiolab.errors import InputError
 from audiolab.tasks.separation.corpora.base import UNKNOWN, Mixture, Source, warn_once
 from audiolab.tasks.separation.mixtures import TRIES, Mixtures, Short, is_heard, item_of, lengthen
 from audiolab.training.items import BadItem, Item, Utterances
+from audiolab.training.limits import check_interval
 from audiolab.training.text_files import read_csv
 
 LOUDEST_POWER = 1.0  # of a recording within full scale
@@ -69,11 +70,7 @@ class DynamicMixing:
             ("reverb_s", 0.01, 5),
             ("direct_db", -20, 60),
         ):
-            given = getattr(self, name)
-            if len(given) != 2 or not least <= given[0] <= given[1] <= most:
-                raise InputError(
-                    f"data.dynamic.{name}={given} does not fit: give [lowest, highest] within {least} and {most}"
-                )
+            check_interval(f"data.dynamic.{name}", getattr(self, name), least, most)
         for name in ("p", "reverb_p"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"data.dynamic.{name}={getattr(self, name)} does not fit: give a share from 0 to 1")
@@ -261,6 +258,11 @@ def stagger(sources_st: np.ndarray, overlap: float, sample_rate_hz: int, generat
 
 def read_sources(path: Path) -> list[Source]:
     """Read a CSV file with `file,speaker` and perhaps `sex`, paths relative to it."""
+    if not path.is_file():
+        raise InputError(
+            f"data.dynamic.sources={path} is not there, or no file: give a CSV file file,speaker[,sex], or null for "
+            "the sources of the listed mixtures"
+        )
     rows = read_csv(path, ["file", "speaker"], ["sex"])
     return [
         Source(str(path.parent / row["file"]), speaker=row["speaker"], sex=row.get("sex", "")[:1].upper() or UNKNOWN)

@@ -19,6 +19,9 @@ from audiolab.training.items import Item, Utterances
 Short = Literal["pad", "repeat"]
 TRIES = 10  # windows that are drawn until every source is heard in one
 PAUSE_DB = 40.0  # what is this far below a source, or below its own recording, is a pause of it
+EQUAL_LENGTHS = (
+    "sources must be as long as their mixture: write them again, or leave them out with data.on_bad_audio=skip"
+)
 
 
 class Mixtures(Utterances):
@@ -78,8 +81,7 @@ class Mixtures(Utterances):
         for path, length in zip(mixture.files[1:], lengths[1:], strict=True):
             if length != lengths[0]:
                 reason = f"has {length} samples and its mixture {mixture.file} has {lengths[0]}"
-                remedy = "Sources are as long as their mixture: write them again, or leave this one out."
-                raise AudioError(f"{path} {reason}: {remedy}", path, reason)
+                raise AudioError(f"{path} {reason}: {EQUAL_LENGTHS}.", path, reason)
         return lengths[0]
 
     def signals(self, mixture: Mixture, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:

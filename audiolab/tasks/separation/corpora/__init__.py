@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ def open_corpus(
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(LAYOUTS)}"
         raise InputError(f"data.layout={layout} is unknown: {hint}")
     kind, options, path = LAYOUTS[layout], dict(variant or {}), Path(root).expanduser()
+    own = set(inspect.signature(kind).parameters) - set(inspect.signature(Corpus).parameters)
+    if options and not own:
+        raise InputError(f"data.variant.{next(iter(options))} does not fit: data.layout={layout} has no such options")
     check_signature(kind, options, "data.variant", given=("root", "num_speakers", "sample_rate_hz"))
     try:
         return kind(path, num_speakers, sample_rate_hz, **options)

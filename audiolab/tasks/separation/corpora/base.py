@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -93,6 +93,10 @@ class Corpus(ABC):
     @abstractmethod
     def read(self, part: str) -> MixtureSet:
         """Read the mixtures of a part; files that are missing have the path where they should be."""
+
+    def warn_of_unnamed(self, named: Collection[str]) -> None:
+        """Warn of what is in none of the `named` parts, where that is more likely a slip than a choice."""
+        return  # of a published corpus one takes what one wants
 
     @classmethod
     @abstractmethod

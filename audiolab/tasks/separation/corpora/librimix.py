@@ -126,7 +126,7 @@ class LibriMix(Folders):
 
             def source(name: str, folder: Path, row: dict[str, str] = row, line: int = line) -> Source:
                 column = columns.index(f"{name}_gain")
-                gain = finite_number(path, line, column, row[f"{name}_gain"])
+                gain = finite_number(path, line, column, row[f"{name}_gain"], f"{name}_gain")
                 return Source(str(folder / row[f"{name}_path"]), gain)
 
             sources = tuple(source(f"source_{n}", self.speech) for n in range(1, self.num_speakers + 1))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 
 from audiolab.errors import InputError
-from audiolab.tasks.separation.corpora.base import UNKNOWN, Corpus, Length, Mixture, MixtureSet, Source
+from audiolab.tasks.separation.corpora.base import UNKNOWN, Corpus, Length, Mixture, MixtureSet, Source, warn_once
 from audiolab.training.text_files import fail, finite_number, read_csv
+
+USUAL_PARTS = ("train", "dev", "test")
 
 # LibriMix' names of columns are understood too.
 _OTHER_NAMES = {"mixture_ID": "id", "mixture_path": "mixture", "noise_path": "noise", "noise_gain": "gain_noise"} | {
@@ -53,12 +57,22 @@ class OwnCsv(Corpus):
             )
         return MixtureSet(self._parts[part], self.root, self.length)
 
+    def warn_of_unnamed(self, named: Collection[str]) -> None:
+        """Warn of rows that no set takes; of the usual names it is no slip that a set is left out."""
+        for part, mixtures in self._parts.items():
+            if part not in named and part not in USUAL_PARTS:
+                close = difflib.get_close_matches(part, {*named, *USUAL_PARTS}, n=1)
+                hint = f"did you mean {close[0]}?" if close else "name it in data.sets to use them"
+                warn_once(f"{len(mixtures)} rows of {self.root} have the set {part}, which is not in data.sets: {hint}")
+
     @cached_property
     def _parts(self) -> dict[str, list[Mixture]]:
         numbers = range(1, self.num_speakers + 1)
         optional = ["mixture", "id", "set", "noise", "gain_noise"]
         optional += [f"{what}_{n}" for what in ("source", "speaker", "sex", "gain") for n in range(1, 10)]
-        rows = list(read_csv(self.root, [f"source_{n}" for n in numbers], optional, _OTHER_NAMES))
+        needed = [f"source_{n}" for n in numbers]
+        example = f"mixture,{','.join(needed)} (or without mixture)"
+        rows = list(read_csv(self.root, needed, optional, _OTHER_NAMES, example))
         columns = list(rows[0][1])
         self.check_num_sources([name for name in columns if re.fullmatch(r"source_[1-9]", name)], self.root)
         parts: dict[str, list[Mixture]] = {}
@@ -75,7 +89,8 @@ class OwnCsv(Corpus):
     def _mixture(self, line: int, row: dict[str, str], columns: list[str]) -> Mixture:
         def source(name: str, who: str) -> Source:
             given = row.get(f"gain_{who}")
-            gain = finite_number(self.root, line, columns.index(f"gain_{who}"), given) if given else 1.0
+            column = f"gain_{who}"
+            gain = finite_number(self.root, line, columns.index(column), given, column) if given else 1.0
             sex = row.get(f"sex_{who}", "")[:1].upper() or UNKNOWN
             return Source(str(self.root.parent / row[name]), gain, row.get(f"speaker_{who}") or UNKNOWN, sex)
 
