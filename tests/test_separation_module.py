@@ -20,6 +20,7 @@ from audiolab.audio.io import read_audio
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
 from audiolab.reporting.scores import read_scores
+from audiolab.results import report
 from audiolab.tasks.separation.module import SpeechSeparation
 from audiolab.training.items import collate
 
@@ -140,12 +141,22 @@ def test_loggers_can_play_the_examples(finished: Path):
     assert rate == 16000 and len(wave) == 16000 and 0.01 < np.abs(wave).max() < 1
 
 
+def test_the_next_step_that_a_run_names_is_the_tasks(finished: Path, capsys: pytest.CaptureFixture[str]):
+    report(RunFolder.open(finished))
+    assert f"audiolab.predict {finished} my.wav          write a WAV file for each talker" in capsys.readouterr().out
+
+
 def test_a_test_repeats_the_numbers_and_refuses_mixtures_of_other_talkers_or_rates(
     finished: Path, tiny_mix: Path, shared: Path, capsys: pytest.CaptureFixture[str]
 ):
     reported = json.loads((finished / "metrics.json").read_text())["test"]
     test.main([str(finished)])
     assert f"SI-SDRi {reported['si_sdri']:.2f} dB" in capsys.readouterr().out.splitlines()
+    test.main([str(finished), "--set", "dev"])
+    [folder] = (finished / "tests").glob("dev-*")
+    assert (
+        f"scores and plots: {folder}" in capsys.readouterr().out.splitlines() and (folder / "scores/dev.csv").is_file()
+    )
     three = ["data=separation/mix_mini3", f"data.root={shared / 'data/mix_mini'}"]
     with pytest.raises(InputError, match="data.num_speakers=3 but the model separates 2: set model.num_speakers=3"):
         test.test(str(finished), three)

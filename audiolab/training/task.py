@@ -58,13 +58,15 @@ class Task(L.LightningModule, ABC):
     `headline` names the metrics that people quote, with their format: `{"eer": "EER {:.2f} %"}`; the first is shown
     every epoch. `eer_low` and `eer_high` beside `eer` are its interval. Those of `only_after_training` take too long to
     be measured every epoch, so that none of them can be the monitor. `prediction_columns` are the keys and types
-    of what `predict` finds, `prediction_batch_size` how many windows it takes at once. `scoring_files` and
-    `scoring_options` name what `audiolab.score` takes beside score files, with a line of help each.
+    of what `predict` finds, `prediction_in_words` tells a user what it would do ("score your own audio"),
+    `prediction_batch_size` how many windows it takes at once. `scoring_files` and `scoring_options` name what
+    `audiolab.score` takes beside score files, with a line of help each.
     """
 
     headline: ClassVar[dict[str, str]]
     only_after_training: ClassVar[tuple[str, ...]] = ()
     prediction_columns: ClassVar[dict[str, type]]
+    prediction_in_words: ClassVar[str]
     prediction_batch_size: ClassVar[int] = 16
     scoring_files: ClassVar[dict[str, str]] = {}
     scoring_options: ClassVar[dict[str, str]] = {}

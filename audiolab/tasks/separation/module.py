@@ -49,6 +49,7 @@ class SpeechSeparation(Task):
     only_after_training: ClassVar[tuple[str, ...]] = ("sdri", "sdr")
 
     prediction_columns: ClassVar[dict[str, type]] = COLUMNS
+    prediction_in_words: ClassVar[str] = "write a WAV file for each talker of your own recordings"
     prediction_batch_size: ClassVar[int] = 1  # a chunk is long: more at once costs memory and, on a CPU, saves no time
 
     def __init__(
