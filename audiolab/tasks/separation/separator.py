@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from audiolab.errors import InputError
 from audiolab.tasks.separation.output import OUTPUTS, Output
 
+SPEAKERS = range(2, 6)
+"""How many a model may separate."""
+
 
 class Separator(nn.Module):
     """Mixture -> one waveform for each speaker, as long as the mixture; `separate` is the model itself.
@@ -23,6 +26,8 @@ class Separator(nn.Module):
 
     def __init__(self, num_speakers: int, output: Output, *, causal: bool) -> None:
         super().__init__()
+        if num_speakers not in SPEAKERS:
+            raise InputError(f"model.num_speakers={num_speakers} does not fit: give {SPEAKERS[0]} to {SPEAKERS[-1]}")
         if output not in OUTPUTS:
             raise InputError(f"model.output={output!r} does not fit: give one of {', '.join(OUTPUTS)}")
         if causal and output != "as_is":
