@@ -110,6 +110,10 @@ class Task(L.LightningModule, ABC):
     def plots(cls, table: pd.DataFrame, metrics: dict[str, float]) -> dict[str, Figure]:
         """Draw the pictures of a whole set and its `metrics`, by file name without suffix."""
 
+    def facts(self) -> dict[str, str]:
+        """Return what `plan=true` shows of the model beside its parameters: `what, unit -> value`."""
+        return {}
+
     def check_data(self, data: SpeechData) -> None:
         """Raise InputError where model and data do not belong together, in one sentence with the option to change.
 
@@ -218,7 +222,11 @@ class Task(L.LightningModule, ABC):
         return {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """One step: the loss, logged as `train/loss_step`, and its parts, of which `EpochMeans` logs the means."""
+        """One step: the loss, logged as `train/loss_step`, and its parts, of which `EpochMeans` logs the means.
+
+        Of several processes `train/loss_step` is the first one's own: a mean over all would be one more exchange, for
+        which every process waits, at every step. The means of `EpochMeans` are over all of them.
+        """
         loss, parts = self.guard.loss(self, batch) if self.guard else self.loss(batch)
         self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
         parts = {name: value.detach() for name, value in {**parts, LOSS: loss}.items()}

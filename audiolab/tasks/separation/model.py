@@ -152,6 +152,25 @@ class ConvTasNet(Separator):
 
         return ConvTasNetStream(self)
 
+    def facts(self, sample_rate_hz: int) -> dict[str, str]:
+        """Return work, the span of samples that a frame of the masks depends on and, of a causal model, latency.
+
+        >>> for what, value in ConvTasNet(norm="cLN", causal=True).facts(8000).items():
+        ...     print(what, value)
+        multiply-adds a second of audio, 10^9 4.98
+        receptive field without norms, s 1.532
+        latency of a stream, ms 2.0
+        """
+        kernel, stride = self.framing.kernel_size, self.framing.stride
+        reach_samples = (self.receptive_field_frames - 1) * stride + kernel
+        told = {
+            "multiply-adds a second of audio, 10^9": f"{self.macs_per_frame * sample_rate_hz / stride / 1e9:.3g}",
+            "receptive field without norms, s": f"{reach_samples / sample_rate_hz:.3f}",
+        }
+        if self.causal:
+            told["latency of a stream, ms"] = f"{self.stream().latency_samples / sample_rate_hz * 1000:.1f}"
+        return told
+
     @property
     def receptive_field_frames(self) -> int:
         """Frames of the filterbank that one frame of the masks depends on, apart from a global norm's."""

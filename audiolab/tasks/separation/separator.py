@@ -50,6 +50,10 @@ class Separator(nn.Module):
         estimate_bst = self.separate(mixture_bt / level_b1) * level_b1[..., None]
         return OUTPUTS[self.output](estimate_bst, mixture_bt)
 
+    def facts(self, sample_rate_hz: int) -> dict[str, str]:
+        """Return what a user may want to know of the model before it is trained: `what, unit -> value`."""
+        return {}
+
     def check(self, mixture_bt: Tensor) -> None:
         """Raise InputError unless this is (batch, time) with at least one sample."""
         if mixture_bt.ndim != 2 or mixture_bt.shape[-1] == 0:
