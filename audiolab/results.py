@@ -37,9 +37,9 @@ def report(run: RunFolder) -> None:
     if results is None:
         return
     terminal, path = console(), shlex.quote(str(run.path))
-    headline = builder.locate(run.config["module"]["_target_"]).headline
-    print_breakdowns(results, headline)
-    terminal.print(results_table(results, headline, escape(f"{run.config['task']}: {run.path}")))
+    task = builder.locate(run.config["module"]["_target_"])
+    print_breakdowns(results, task.headline)
+    terminal.print(results_table(results, task.headline, escape(f"{run.config['task']}: {run.path}")))
     terminal.print(
         "\n".join(f"{name:<8}{run.path / name}" for name in ("scores", "plots", "audio") if (run.path / name).is_dir()),
         highlight=False,
@@ -51,7 +51,7 @@ def report(run: RunFolder) -> None:
         terminal.print(f"wandb   {upload}          uploads it", highlight=False, markup=False, soft_wrap=True)
     terminal.print(
         "next    "
-        f"python -m audiolab.predict {path} my.wav          score your own audio\n"
+        f"python -m audiolab.predict {path} my.wav          {task.prediction_in_words}\n"
         f"        python -m audiolab.test {path} data=<set> data.root=<folder>\n"
         f"        {run.config.get('next_step') or 'python -m audiolab.run            lists tasks and recipes'}",
         highlight=False,

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--set", dest="sets", action="append", help="the set to evaluate (default: the data's test sets)"
     )
-    parser.add_argument("-o", "--out", help="folder for scores and plots (default: <run>/tests/<data>)")
+    parser.add_argument("-o", "--out", help="folder for scores and plots (default: <run>/tests/<data or sets>)")
     arguments = parser.parse_intermixed_args(argv)
     test(arguments.run, arguments.overrides, sets=arguments.sets, out=arguments.out)
 
@@ -46,7 +46,7 @@ def test(
     run = RunFolder.open(run_folder)
     overrides = conf.quoted(overrides)
     config = test_config(run.config, overrides)
-    folder = Path(out) if out else run.path / "tests" / _label(config["data"], overrides)
+    folder = Path(out) if out else run.path / "tests" / _label(config["data"], overrides, sets)
     check_writable(folder)
     from audiolab import build, engine
     from audiolab.launch import in_processes
@@ -62,12 +62,16 @@ def test(
     return results
 
 
-def _label(data: dict[str, Any], overrides: Sequence[str]) -> str:
-    """Name an evaluation after its data; other data, or other options of how it is read, have another name."""
+def _label(data: dict[str, Any], overrides: Sequence[str], sets: Sequence[str] | None) -> str:
+    """Name an evaluation after its data, or after the `sets` of the run's own data that were asked for.
+
+    Other data, or other options of how it is read, have another name.
+    """
     from pathlib import Path
 
-    chosen = (conf.value_of(overrides, "data") or "own").replace("/", "-")
     root = conf.value_of(overrides, "data.root")
+    own = "-".join(sets) if sets and not root else "own"
+    chosen = (conf.value_of(overrides, "data") or own).replace("/", "-")
     where = {**data, "root": str(Path(data["root"]).expanduser().resolve()) if data.get("root") else None}
     digest = hashlib.blake2b(json.dumps(where, sort_keys=True).encode(), digest_size=3).hexdigest()
     return "-".join([chosen, *([Path(root).name] if root else []), digest])

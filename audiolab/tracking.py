@@ -22,7 +22,7 @@ from audiolab.errors import InputError
 from audiolab.folder import RunFolder
 from audiolab.reporting.example import Example
 from audiolab.reporting.metrics_file import MetricsFile
-from audiolab.reporting.tables import breakdowns
+from audiolab.reporting.tables import breakdowns, sweep_rows
 
 log = logging.getLogger(__name__)
 
@@ -119,15 +119,7 @@ def wandb(
 def log_sweep(folder: Path, config: dict[str, Any], jobs: list[dict[str, Any]], headline: Mapping[str, str]) -> None:
     """Write one W&B run that sums up a sweep: a table of its jobs, mean and SD of the headline metrics."""
     options = config["logger"]["wandb"]
-    rows = [
-        {
-            **job["options"],
-            "state": job["state"],
-            **{f"{s}/{m}": job["metrics"].get(s, {}).get(m) for s in ("dev", "eval") for m in headline},
-        }
-        for job in jobs
-    ]
-    table = pd.DataFrame(rows)
+    table = sweep_rows(jobs, headline)
     run = _begin_wandb(
         folder,
         options["mode"],

@@ -103,6 +103,8 @@ def test_scan_and_all_gradients_equal_the_recurrence_however_time_is_cut(plan):
 def test_gradcheck(plan):
     tensors = scan_inputs(2, 7, 3, 2)
     assert torch.autograd.gradcheck(lambda *inputs: selective_scan(*inputs, plan=plan), tensors)
+    with pytest.raises(RuntimeError, match="has no gradient of its own"):
+        torch.autograd.grad(selective_scan(*tensors, plan=plan)[0].sum(), tensors[:1], create_graph=True)
 
 
 @pytest.mark.parametrize("plan", [None, ScanPlan(4000, 40)])

@@ -49,6 +49,7 @@ class Small(Task):
 
     headline: ClassVar[dict[str, str]] = {"eer": "{}"}
     prediction_columns: ClassVar[dict[str, type]] = {}
+    prediction_in_words: ClassVar[str] = "score your own audio"
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__(nn.Linear(3, 1), Optimization(0.1, 0.0, (0.9, 0.999), 1e-8, schedule))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from audiolab.errors import InputError
 from audiolab.nn.depthwise import depthwise_conv
+from audiolab.nn.frame_norm import channelwise_norm
 from audiolab.nn.prelu import prelu
 from audiolab.tasks.separation.blocks import Block
 
@@ -186,7 +187,12 @@ def test_frozen_parts_get_no_gradient_and_change_nothing_for_the_rest():
 
 def test_a_second_derivative_is_refused():
     block, x, taps = block_of(FORMS[0]), mixture(FORMS[0]), torch.ones(4, 3, dtype=torch.float64)
-    for y in (block(x)[0], depthwise_conv(x, taps, None, 1, 1), prelu(x, torch.tensor([0.25]))):
+    for y in (
+        block(x)[0],
+        depthwise_conv(x, taps, None, 1, 1),
+        prelu(x, torch.tensor([0.25])),
+        channelwise_norm(x, torch.ones(4), torch.zeros(4), 1e-8),
+    ):
         with pytest.raises(RuntimeError, match=r"has no gradient of its own: leave out create_graph=True"):
             torch.autograd.grad(y.sum(), [x], create_graph=True)
 

@@ -51,6 +51,11 @@ def speech(shared: Path) -> Tensor:
     return torch.stack([wave[: min(map(len, waves))] for wave in waves])[None]
 
 
+def per_item(criterion: Criterion, estimate: Tensor, sources: Tensor) -> Tensor:
+    """The loss of each utterance by itself."""
+    return torch.stack([criterion(*pair)[0] for pair in zip(estimate.split(1), sources.split(1), strict=True)])
+
+
 def gradient(criterion: Criterion, estimate: Tensor, sources: Tensor) -> Tensor:
     leaf = estimate.clone().requires_grad_()
     criterion(leaf, sources)[0].backward()
@@ -63,13 +68,13 @@ def test_values_and_gradients_equal_the_libraries(reference, num_speakers: int):
     estimate, sources = (signals[f"c{num_speakers}.{key}"].double() for key in ("est", "ref"))
     facts = expected[f"c{num_speakers}"]
     wanted = [-item["pit_si_sdr_zero_mean"]["mean_db"] for item in facts["per_item"]]
-    np.testing.assert_allclose(UNCAPPED.per_item(estimate, sources), wanted, atol=1e-6)
-    np.testing.assert_allclose(SI_SDR.per_item(estimate, sources), wanted, atol=1e-4)
-    np.testing.assert_allclose(SI_SDR.per_item(estimate.float(), sources.float()), wanted, atol=2e-3)
+    np.testing.assert_allclose(per_item(UNCAPPED, estimate, sources), wanted, atol=1e-6)
+    np.testing.assert_allclose(per_item(SI_SDR, estimate, sources), wanted, atol=1e-4)
+    np.testing.assert_allclose(per_item(SI_SDR, estimate.float(), sources.float()), wanted, atol=2e-3)
     assert SI_SDR(estimate, sources)[0].item() == pytest.approx(
         facts["asteroid"]["pit_neg_si_sdr_loss_float32"], abs=2e-3
     )
-    by_snr = SNRLoss(soft_cap_db=150.0, silent_references="leave_out").per_item(estimate, sources)
+    by_snr = per_item(SNRLoss(soft_cap_db=150.0, silent_references="leave_out"), estimate, sources)
     np.testing.assert_allclose(by_snr, [-item["pit_snr"]["mean_db"] for item in facts["per_item"]], atol=1e-6)
     for dtype in (torch.float64, torch.float32):
         found, known = (
@@ -89,7 +94,7 @@ def test_energies_of_all_talkers_in_one_ratio(reference, num_speakers: int):
     _, order = pit(estimate, sources, metric=snr)
     ordered = estimate.gather(1, order[..., None].expand_as(estimate))
     known = expected[f"c{num_speakers}"]["torchmetrics"]["sa_sdr_plain_float64"]
-    found = -SASDRLoss(soft_cap_db=150.0).per_item(estimate, sources)
+    found = -per_item(SASDRLoss(soft_cap_db=150.0), estimate, sources)
     orders = itertools.permutations(range(num_speakers))  # the one with the least distortion may not be that of `pit`
     least = torch.stack([(estimate[:, order] - sources).square().sum((1, 2)) for order in orders]).min(0).values
     torch.testing.assert_close(found, 10 * (sources.square().sum((1, 2)) / least).log10(), atol=1e-6, rtol=0)
@@ -193,7 +198,7 @@ def test_the_order_found_is_the_best_of_all(num_speakers: int):
     shuffled = torch.stack([source[torch.randperm(num_speakers, generator=generator)] for source in sources])
     estimate = shuffled + 2 * torch.randn(sources.shape, generator=generator)
     best, _ = pit(estimate, sources)
-    torch.testing.assert_close(SI_SDR.per_item(estimate, sources), -best, atol=1e-3, rtol=0)
+    torch.testing.assert_close(per_item(SI_SDR, estimate, sources), -best, atol=1e-3, rtol=0)
 
 
 def test_assignments_are_the_recorded_ones(shared: Path):
@@ -226,7 +231,7 @@ def test_mixit_deals_the_estimates_to_the_mixtures():
         error = targets - deal @ noisy
         share = error.square().sum(-1) / targets.square().sum(-1)
         tried.append((10 * (share + 1e-3).log10()).mean(-1))
-    torch.testing.assert_close(criterion.per_item(noisy, targets), torch.stack(tried).min(0).values, atol=1e-4, rtol=0)
+    torch.testing.assert_close(per_item(criterion, noisy, targets), torch.stack(tried).min(0).values, atol=1e-4, rtol=0)
     with pytest.raises(InputError, match="batch of 3 mixtures cannot be summed in pairs"):
         criterion.problem(torch.zeros(3, 8), None)
     with pytest.raises(InputError, match="13 estimates cannot be dealt to 2 mixtures"):
@@ -239,6 +244,12 @@ def test_estimates_that_do_not_fit_the_sources_are_refused(name: str):
         LOSSES[name](torch.zeros(1, 3, 8), torch.zeros(1, 2, 8))
     with pytest.raises(InputError, match=r"\(1, 2, 7\) cannot be compared with sources of shape \(1, 2, 8\)"):
         LOSSES[name](torch.zeros(1, 2, 7), torch.zeros(1, 2, 8))
+
+
+def test_a_second_derivative_is_refused():
+    estimate = torch.randn(1, 2, 50, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with pytest.raises(RuntimeError, match="has no gradient of its own"):
+        torch.autograd.grad(SI_SDR(estimate, estimate.detach().flip(1) ** 2)[0], [estimate], create_graph=True)
 
 
 def test_an_estimate_that_is_not_a_number_gives_a_loss_that_is_none():

@@ -6,6 +6,7 @@ import csv
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from audiolab.audio.io import read_audio
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
 from audiolab.reporting.scores import read_scores
+from audiolab.results import report
 from audiolab.tasks.separation.module import SpeechSeparation
 from audiolab.training.items import collate
 
@@ -140,12 +142,22 @@ def test_loggers_can_play_the_examples(finished: Path):
     assert rate == 16000 and len(wave) == 16000 and 0.01 < np.abs(wave).max() < 1
 
 
+def test_the_next_step_that_a_run_names_is_the_tasks(finished: Path, capsys: pytest.CaptureFixture[str]):
+    report(RunFolder.open(finished))
+    assert f"audiolab.predict {finished} my.wav          write a WAV file for each talker" in capsys.readouterr().out
+
+
 def test_a_test_repeats_the_numbers_and_refuses_mixtures_of_other_talkers_or_rates(
     finished: Path, tiny_mix: Path, shared: Path, capsys: pytest.CaptureFixture[str]
 ):
     reported = json.loads((finished / "metrics.json").read_text())["test"]
     test.main([str(finished)])
     assert f"SI-SDRi {reported['si_sdri']:.2f} dB" in capsys.readouterr().out.splitlines()
+    test.main([str(finished), "--set", "dev"])
+    [folder] = (finished / "tests").glob("dev-*")
+    assert (
+        f"scores and plots: {folder}" in capsys.readouterr().out.splitlines() and (folder / "scores/dev.csv").is_file()
+    )
     three = ["data=separation/mix_mini3", f"data.root={shared / 'data/mix_mini'}"]
     with pytest.raises(InputError, match="data.num_speakers=3 but the model separates 2: set model.num_speakers=3"):
         test.test(str(finished), three)
@@ -163,6 +175,28 @@ def test_model_and_data_of_a_run_have_to_agree_before_anything_is_written(tiny_m
         with pytest.raises(InputError, match=expected):
             run.main(options(tiny_mix, tmp_path / "out", option))
     assert not (tmp_path / "out").exists()
+
+
+def test_plan_shows_work_reach_and_latency(tiny_mix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    causal = ["model=separation/conv_tasnet_causal", "model.blocks=2", "model.repeats=1", "model.hidden=32"]
+    assert run.main([*options(tiny_mix, tmp_path / "out"), *causal, "plan=true"]) == 0
+    shown = capsys.readouterr().out
+    assert "multiply-adds a second of audio, 10^9" in shown and "receptive field without norms, s" in shown
+    assert [line.split()[-2] for line in shown.splitlines() if "latency of a stream, ms" in line] == ["1.0"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_mixit_wants_an_estimate_for_each_talker_of_two_mixtures(caplog: pytest.LogCaptureFixture):
+    for num_speakers, talkers, told in ((2, 2, "set model.num_speakers=4"), (5, 3, "hold two"), (4, 2, "")):
+        chosen = [*SMALL, "loss=separation/mixit", f"model.num_speakers={num_speakers}"]
+        task = assemble.build_task(config.compose_run(["task=separation", *chosen], "x"))
+        caplog.clear()
+        task.check_data(SimpleNamespace(num_speakers=talkers, sample_rate_hz=task.sample_rate_hz))
+        assert told in caplog.text and bool(told) == bool(caplog.text)
+    with pytest.raises(
+        InputError, match="data.num_speakers=5 but the model gives 4 estimates: set model.num_speakers=5"
+    ):
+        task.check_data(SimpleNamespace(num_speakers=5, sample_rate_hz=task.sample_rate_hz))
 
 
 def test_one_batch_of_real_speech_can_be_learnt_by_heart(shared: Path):

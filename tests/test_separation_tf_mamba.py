@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from audiolab import build, config
 from audiolab.audio.io import read_audio
 from audiolab.errors import InputError
 from audiolab.metrics.separation import pit, si_sdr, si_sdr_improvement
@@ -70,6 +71,15 @@ def test_every_weight_gets_a_gradient(sequence: str) -> None:
     assert without == []
 
 
+def test_the_options_tell_how_large_it_is() -> None:
+    header = (config.config_folder() / "model/separation/tf_mamba.yaml").read_text(encoding="utf-8").splitlines()[0]
+    options = ["task=separation", "model=separation/tf_mamba", "data=separation/mix_mini"]
+    composed = config.compose_run(options, "x")["model"]
+    assert composed["sample_rate_hz"] == 16000
+    count = sum(weight.numel() for weight in build.build(composed).parameters())
+    assert f"{count:,} parameters for two speakers" in header
+
+
 def test_it_is_far_smaller_than_conv_tasnet() -> None:
     count = sum(weight.numel() for weight in TFMamba().parameters())
     assert count < sum(weight.numel() for weight in ConvTasNet().parameters()) / 30
@@ -84,6 +94,14 @@ def test_it_is_far_smaller_than_conv_tasnet() -> None:
         ({"channels": 15}, "even"),
         ({"sequence": "gru"}, "mamba or lstm"),
         ({"layers": ["conv", "attention"]}, "frequency"),
+        ({"layers": []}, "one or more of conv, frequency, time"),
+        ({"num_speakers": 1}, "model.num_speakers=1 does not fit: give 2 to 5"),
+        ({"num_speakers": 6}, "model.num_speakers=6 does not fit: give 2 to 5"),
+        ({"compression": -3}, "model.compression=-3 does not fit: give a number above 0 to 1"),
+        ({"state": 0}, "model.state=0 does not fit: give a number from 1 up"),
+        ({"num_blocks": 0}, "model.num_blocks=0 does not fit"),
+        ({"wide_bins": 0}, "model.wide_bins=0 does not fit"),
+        ({"dropout": 1.0}, "model.dropout=1.0 does not fit: give a number from 0 to 0.9"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict, words: str) -> None:

@@ -46,3 +46,10 @@ def test_rows_hold_every_metric():
     rows = sweep_rows(JOBS)
     assert rows["eval/codec/mp3/eer"].tolist()[:3] == [2.0, 6.0, 10.0]
     assert rows["state"].tolist()[-1] == "failed"
+
+
+def test_rows_of_chosen_metrics_are_of_whatever_sets_there_are():
+    jobs = [{"options": {"seed": 0}, "state": "finished", "metrics": {"clean": {"eer": 1.0}, "noisy": {"eer": 2.0}}}]
+    assert sweep_rows([*jobs, *JOBS], HEADLINE).columns.tolist() == (
+        ["seed", "state", "clean/eer", "noisy/eer", "augment", "eval/eer"]
+    )

@@ -30,8 +30,7 @@ def once(backward: Callable[..., Any]) -> Callable[..., Any]:
     def checked(ctx: Any, *grads: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "this gradient is written by hand and has no gradient of its own: leave out create_graph=True, or run "
-                "the model on a GPU"
+                "this gradient is written by hand and has no gradient of its own: leave out create_graph=True"
             )
         return backward(ctx, *grads)
 

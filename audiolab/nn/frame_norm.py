@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from audiolab.nn.by_hand import once
 
 
 class CumulativeSums(NamedTuple):
@@ -97,7 +98,7 @@ class _FrameNorm(torch.autograd.Function):
         return normed_bct, last_2b1
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad_bct: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x_bct, weight_c, mean_bt, scale_bt, count_t = ctx.saved_tensors
         product_bct = grad_bct * x_bct

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from audiolab.errors import InputError
+from audiolab.nn.by_hand import once
 
 # Numbers in one (l, g, b, n, d) buffer, and in one step of it over all chunks: measured with benchmarks/mamba.py on
 # the CPU (a buffer of 4 MB, one step below the size at which PyTorch starts a second thread); for CUDA a step that
@@ -114,7 +114,7 @@ class _SelectiveScan(torch.autograd.Function):
         return y, state_bnd.transpose(1, 2).contiguous()
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
         x, delta, A, B, C, *starts = ctx.saved_tensors
         grad_x, grad_delta, grad_B, grad_C = (torch.empty_like(tensor) for tensor in (x, delta, B, C))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -196,13 +196,19 @@ def sweep_breakdowns(
     return tables
 
 
-def sweep_rows(jobs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return one row a job with its options, its state and all of its metrics as `set/metric`."""
-    rows = [
-        {**job["options"], "state": job["state"]}
-        | {f"{name}/{key}": value for name, metrics in job["metrics"].items() for key, value in metrics.items()}
-        for job in jobs
-    ]
+def sweep_rows(jobs: Sequence[Mapping[str, Any]], chosen: Collection[str] | None = None) -> pd.DataFrame:
+    """Return one row a job with its options, its state and its metrics, all or those `chosen`, as `set/metric`.
+
+    >>> jobs = [{"options": {"seed": 0}, "state": "finished", "metrics": {"test": {"snr": 9.5, "hum/50/snr": 3.0}}}]
+    >>> sweep_rows(jobs, ["snr"]).columns.tolist(), sweep_rows(jobs)["test/hum/50/snr"].tolist()
+    (['seed', 'state', 'test/snr'], [3.0])
+    """
+    rows = []
+    for job in jobs:
+        row = {**job["options"], "state": job["state"]}
+        for name, metrics in job["metrics"].items():
+            row |= {f"{name}/{key}": value for key, value in metrics.items() if chosen is None or key in chosen}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -21,5 +21,6 @@ def check_range(
     """
     if least <= value <= most and value > above:
         return
-    words = f"above {above:g}" if above > -math.inf else f"from {least:g} {f'to {most:g}' if most < math.inf else 'up'}"
-    raise InputError(f"{option}={value} does not fit: give a number {words}")
+    first = f"above {above:g}" if above > -math.inf else f"from {least:g}"
+    last = f" to {most:g}" if most < math.inf else "" if above > -math.inf else " up"
+    raise InputError(f"{option}={value} does not fit: give a number {first}{last}")

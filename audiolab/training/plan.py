@@ -57,6 +57,8 @@ def print_plan(config: dict[str, Any], task: Task, data: SpeechData, trainer: L.
     accumulation = config["trainer"].get("accumulate_grad_batches", 1)
     needs = footprint(task, num_averages(config["callbacks"] or {}))
     facts = Table(show_header=False)
+    for what, value in task.facts().items():
+        facts.add_row(what, value)
     facts.add_row("batches an epoch, optimiser steps in all", f"{batches:,}, {-(-batches // accumulation) * epochs:,}")
     facts.add_row(f"seconds a batch (median of {len(intervals_s)})", f"{step_s:.3f}")
     facts.add_row("training, hours (without validation)", f"{step_s * batches * epochs / 3600:.2f}")

@@ -58,13 +58,15 @@ class Task(L.LightningModule, ABC):
     `headline` names the metrics that people quote, with their format: `{"eer": "EER {:.2f} %"}`; the first is shown
     every epoch. `eer_low` and `eer_high` beside `eer` are its interval. Those of `only_after_training` take too long to
     be measured every epoch, so that none of them can be the monitor. `prediction_columns` are the keys and types
-    of what `predict` finds, `prediction_batch_size` how many windows it takes at once. `scoring_files` and
-    `scoring_options` name what `audiolab.score` takes beside score files, with a line of help each.
+    of what `predict` finds, `prediction_in_words` tells a user what it would do ("score your own audio"),
+    `prediction_batch_size` how many windows it takes at once. `scoring_files` and `scoring_options` name what
+    `audiolab.score` takes beside score files, with a line of help each.
     """
 
     headline: ClassVar[dict[str, str]]
     only_after_training: ClassVar[tuple[str, ...]] = ()
     prediction_columns: ClassVar[dict[str, type]]
+    prediction_in_words: ClassVar[str]
     prediction_batch_size: ClassVar[int] = 16
     scoring_files: ClassVar[dict[str, str]] = {}
     scoring_options: ClassVar[dict[str, str]] = {}
@@ -107,6 +109,10 @@ class Task(L.LightningModule, ABC):
     @abstractmethod
     def plots(cls, table: pd.DataFrame, metrics: dict[str, float]) -> dict[str, Figure]:
         """Draw the pictures of a whole set and its `metrics`, by file name without suffix."""
+
+    def facts(self) -> dict[str, str]:
+        """Return what `plan=true` shows of the model beside its parameters: `what, unit -> value`."""
+        return {}
 
     def check_data(self, data: SpeechData) -> None:
         """Raise InputError where model and data do not belong together, in one sentence with the option to change.
@@ -216,7 +222,11 @@ class Task(L.LightningModule, ABC):
         return {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """One step: the loss, logged as `train/loss_step`, and its parts, of which `EpochMeans` logs the means."""
+        """One step: the loss, logged as `train/loss_step`, and its parts, of which `EpochMeans` logs the means.
+
+        Of several processes `train/loss_step` is the first one's own: a mean over all would be one more exchange, for
+        which every process waits, at every step. The means of `EpochMeans` are over all of them.
+        """
         loss, parts = self.guard.loss(self, batch) if self.guard else self.loss(batch)
         self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
         parts = {name: value.detach() for name, value in {**parts, LOSS: loss}.items()}

@@ -63,6 +63,7 @@ class SpoofingDetection(Task):
         "subset": "phase of a 2021 list: progress, eval (default), hidden, all",
     }
     prediction_columns: ClassVar[dict[str, type]] = COLUMNS
+    prediction_in_words: ClassVar[str] = "score your own audio"
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ class LevelGains:
 
     Least squares, as far as the signals determine it: where outputs are one signal (a speaker is silent, and his output
     is what leaks from another) their ratio stays the model's, and one common gain is fitted. Silence keeps a gain of 1.
+    These decisions have no gradient: `output.least_squares` is for training, and would scale each by itself.
 
     >>> LevelGains().add(np.array([[1.0, 0, 2], [0, 2, 0]]), np.array([0.5, 1, 1])).gains().tolist()
     [0.5, 0.5]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from audiolab.errors import InputError
+from audiolab.nn.by_hand import once
 from audiolab.tasks.separation.pairs import INAUDIBLE, WORST, Pairs, SilentReferences
 from audiolab.training.limits import check_range
 
@@ -55,10 +56,6 @@ class Criterion(nn.Module, ABC):
         """
         loss_b, heard_br = self._judged(estimate_bst, sources_bst)
         return loss_b.mean(), {"silent_references": 1 - heard_br.float().mean()}
-
-    def per_item(self, estimate_bst: Tensor, sources_bst: Tensor) -> Tensor:
-        """Return the loss of each utterance, (batch,)."""
-        return self._judged(estimate_bst, sources_bst)[0]
 
     def _judged(self, estimate_bst: Tensor, sources_bst: Tensor) -> tuple[Tensor, Tensor]:
         if estimate_bst.ndim != 3 or sources_bst.ndim != 3 or estimate_bst.shape[::2] != sources_bst.shape[::2]:
@@ -199,6 +196,7 @@ class _Projection(torch.autograd.Function):
         return gain.square() * energy, torch.linalg.vector_norm(noise, dim=-1).square()
 
     @staticmethod
+    @once
     def backward(ctx: Any, of_target: Tensor, of_noise: Tensor) -> tuple[Tensor, None, None, None, None]:
         noise, reference, gain = ctx.saved_tensors
         gradient = (2 * of_noise)[..., None] * noise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,11 +22,13 @@ from audiolab.tasks.separation.evaluation import figures_of, metrics_of
 from audiolab.tasks.separation.examples import chosen_examples, example_of
 from audiolab.tasks.separation.losses import Criterion
 from audiolab.tasks.separation.scoring import numbers_of, order_of
-from audiolab.tasks.separation.separator import Separator
+from audiolab.tasks.separation.separator import SPEAKERS, Separator
 from audiolab.tasks.separation.talkers import COLUMNS, Applied, add_options, legend
 from audiolab.training.data import SpeechData
 from audiolab.training.optim import Optimization
 from audiolab.training.task import Batch, Known, Prediction, Task
+
+log = logging.getLogger(__name__)
 
 FACTS = ("num_speakers", "snr_db", "genders", "overlap", "speakers")
 """What a set may tell of a mixture; see `evaluation`."""
@@ -49,6 +52,7 @@ class SpeechSeparation(Task):
     only_after_training: ClassVar[tuple[str, ...]] = ("sdri", "sdr")
 
     prediction_columns: ClassVar[dict[str, type]] = COLUMNS
+    prediction_in_words: ClassVar[str] = "write a WAV file for each talker of your own recordings"
     prediction_batch_size: ClassVar[int] = 1  # a chunk is long: more at once costs memory and, on a CPU, saves no time
 
     def __init__(
@@ -107,14 +111,29 @@ class SpeechSeparation(Task):
         """Histogram of SI-SDRi, SI-SDR before and after, SI-SDRi by SNR: `evaluation.figures_of`."""
         return figures_of(table, metrics)
 
+    def facts(self) -> dict[str, str]:
+        """What the model says of itself at its sampling rate: `Separator.facts`."""
+        return self.model.facts(self.sample_rate_hz)
+
     def check_data(self, data: SpeechData) -> None:
-        """Refuse data of another number of talkers, or of another rate, than the model has."""
+        """Refuse data of another number of talkers, or of another rate, than the model has.
+
+        One that is trained on sums of two mixtures must have an estimate for each talker of a mixture, and should have
+        one for each of a sum; that is only warned of, as mixtures of up to so many talkers may have fewer.
+        """
         talkers, model = data.num_speakers, self.model.num_speakers
         if self.criterion.remixes:
+            remedy = f"set model.num_speakers={min(2 * talkers, SPEAKERS[-1])}"
             if model < talkers:
                 raise InputError(
-                    f"data.num_speakers={talkers} but the model gives {model} estimates: set model.num_speakers="
-                    f"{2 * talkers}, as it is trained on sums of two mixtures"
+                    f"data.num_speakers={talkers} but the model gives {model} estimates: {remedy}, as it is trained on "
+                    "sums of two mixtures"
+                )
+            if model < 2 * talkers:
+                log.warning(
+                    "the model gives %d estimates, but sums of two mixtures of data.num_speakers=%d, on which this "
+                    "loss trains, have up to %d talkers, so that some estimates hold two%s",
+                    *(model, talkers, 2 * talkers, f": {remedy}" if model < SPEAKERS[-1] else ""),
                 )
         elif model != talkers:
             raise InputError(

@@ -18,7 +18,9 @@ _RIDGE = 1e-6  # of a unit energy: equal estimates share their gain instead of t
 def least_squares(estimate_bst: Tensor, mixture_bt: Tensor) -> Tensor:
     """Scale each estimate so that together they are as near to the mixture as gains alone can bring them.
 
-    Silent estimates stay silent. Their SI-SDR is unchanged.
+    Silent estimates stay silent. Their SI-SDR is unchanged. A loss is taken through this, so gains have to be smooth
+    in the estimates, also where two are alike: hence a ridge. `LevelGains`, which nothing is trained through, leaves
+    alone what the signals do not determine, and gathers its sums block by block.
 
     >>> mixture = torch.tensor([[3.0, 5.0, 0.0]])
     >>> least_squares(torch.tensor([[[0.1, 0.0, 0.0], [0.0, 200.0, 0.0]]]), mixture).round(decimals=3)

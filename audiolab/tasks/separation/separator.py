@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from audiolab.errors import InputError
 from audiolab.tasks.separation.output import OUTPUTS, Output
 
+SPEAKERS = range(2, 6)
+"""How many a model may separate."""
+
 
 class Separator(nn.Module):
     """Mixture -> one waveform for each speaker, as long as the mixture; `separate` is the model itself.
@@ -23,6 +26,8 @@ class Separator(nn.Module):
 
     def __init__(self, num_speakers: int, output: Output, *, causal: bool) -> None:
         super().__init__()
+        if num_speakers not in SPEAKERS:
+            raise InputError(f"model.num_speakers={num_speakers} does not fit: give {SPEAKERS[0]} to {SPEAKERS[-1]}")
         if output not in OUTPUTS:
             raise InputError(f"model.output={output!r} does not fit: give one of {', '.join(OUTPUTS)}")
         if causal and output != "as_is":
@@ -44,6 +49,10 @@ class Separator(nn.Module):
         level_b1 = _level(mixture_bt)
         estimate_bst = self.separate(mixture_bt / level_b1) * level_b1[..., None]
         return OUTPUTS[self.output](estimate_bst, mixture_bt)
+
+    def facts(self, sample_rate_hz: int) -> dict[str, str]:
+        """Return what a user may want to know of the model before it is trained: `what, unit -> value`."""
+        return {}
 
     def check(self, mixture_bt: Tensor) -> None:
         """Raise InputError unless this is (batch, time) with at least one sample."""

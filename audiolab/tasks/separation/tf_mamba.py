@@ -25,6 +25,7 @@ from audiolab.errors import InputError
 from audiolab.nn.mamba import Mamba
 from audiolab.tasks.separation.output import Output
 from audiolab.tasks.separation.separator import Separator
+from audiolab.training.limits import check_range
 
 SequenceKind = Literal["mamba", "lstm"]
 Layer = Literal["conv", "frequency", "time"]
@@ -66,6 +67,12 @@ class TFMamba(Separator):
         output: Output = "as_is",
     ) -> None:
         super().__init__(num_speakers, output, causal=False)
+        sizes = {"sample_rate_hz": sample_rate_hz, "window_samples": window_samples, "narrow_bins": narrow_bins}
+        sizes |= {"wide_bins": wide_bins, "bin_channels": bin_channels, "channels": channels, "state": state}
+        for name, size in {**sizes, "num_blocks": num_blocks}.items():
+            check_range(f"model.{name}", size, least=1)
+        check_range("model.compression", compression, most=1, above=0)
+        check_range("model.dropout", dropout, least=0, most=0.9)
         num_bins = window_samples // 2  # without 0 Hz, which holds no speech
         self.num_low = round(split_hz / sample_rate_hz * window_samples)
         self.num_narrow, rest = divmod(self.num_low, narrow_bins)
@@ -80,10 +87,11 @@ class TFMamba(Separator):
                 f"model.hop_samples={hop_samples} does not fit: give at most half of model.window_samples="
                 f"{window_samples}"
             )
-        if channels % 2 or sequence not in ("mamba", "lstm") or not set(layers) <= set(get_args(Layer)):
+        wrong_layers = not layers or not set(layers) <= set(get_args(Layer))
+        if channels % 2 or sequence not in get_args(SequenceKind) or wrong_layers:
             raise InputError(
                 f"model.channels={channels}, model.sequence={sequence}, model.layers={list(layers)} do not fit: give "
-                f"an even number, mamba or lstm, and a list of {', '.join(get_args(Layer))}"
+                f"an even number, mamba or lstm, and one or more of {', '.join(get_args(Layer))}"
             )
         self.window_samples, self.hop_samples, self.compression = window_samples, hop_samples, compression
         self.narrow_bins, self.wide_bins, self.bin_channels = narrow_bins, wide_bins, bin_channels
