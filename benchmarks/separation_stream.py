@@ -26,7 +26,7 @@ import torch
 from audiolab.audio.recording import Recording
 from audiolab.audio.writing import WaveWriter
 from audiolab.tasks.separation.model import ConvTasNet
-from audiolab.tasks.separation.talkers import Applied
+from audiolab.tasks.separation.prediction import RecordingSeparation
 
 RATE = 16000
 NAMES = ("num_filters", "bottleneck", "hidden", "skip", "blocks", "repeats")
@@ -69,7 +69,7 @@ def _child(queue: multiprocessing.Queue, job: Callable[..., None], arguments: tu
 
 def only_model(size: tuple[int, ...], path: Path) -> None:
     """Build the model and run it on a moment."""
-    Applied(make_model(size), RATE).talkers(noise(0.1), RATE)
+    RecordingSeparation(make_model(size), RATE).talkers(noise(0.1), RATE)
 
 
 def whole(size: tuple[int, ...], path: Path) -> None:
@@ -81,7 +81,7 @@ def whole(size: tuple[int, ...], path: Path) -> None:
 def chunked(size: tuple[int, ...], path: Path) -> None:
     """What predict does."""
     with tempfile.TemporaryDirectory() as folder:
-        applied = Applied(make_model(size), RATE)
+        applied = RecordingSeparation(make_model(size), RATE)
         applied.predict(Recording(path), Path(folder) / "scratch", "float", plots=False)
 
 

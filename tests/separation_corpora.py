@@ -16,11 +16,11 @@ from audiolab.tasks.separation.data import SeparationData
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
-def section_of(group: str, name: str, *overrides: str) -> dict[str, Any]:
-    """The section of conf/<group>/separation/<name>.yaml, with options given as `root=/x`, or `+data.x=1` for more."""
+def section_of(group: str, name: str, *overrides: str, task: str = "separation") -> dict[str, Any]:
+    """The section of conf/<group>/<task>/<name>.yaml, with options given as `root=/x`, or `+data.x=1` for more."""
     with initialize_config_dir(str(CONF), version_base=None):
         given = (text if text.startswith("+") else f"{group}.{text}" for text in overrides)
-        composed = compose(overrides=[f"+{group}=separation/{name}", *given])
+        composed = compose(overrides=[f"+{group}={task}/{name}", *given])
     return OmegaConf.to_container(composed, resolve=True)[group]  # type: ignore[index,call-overload]
 
 

@@ -23,13 +23,15 @@ def test_gains_levels_and_sums_are_those_of_the_reference(shared: Path):
     for number, expected in enumerate(pairs):
         sources_st = signals[f"p{number}.sources_in"]
         powers = mixing.mean_power(sources_st)
-        gain = mixing.snr_gain(powers[0], powers[1], expected["snr_db"])
+        gain = mixing.snr_gains(powers, [expected["snr_db"]])[1]
         assert gain == pytest.approx(expected["gain_source2"], rel=1e-6)
         scaled_st = sources_st * np.array([[1.0], [gain]])
         common = mixing.common_gain(scaled_st.sum(axis=0), scaled_st, -25.0)
         assert common == pytest.approx(expected["common_gain"] * expected["peak_limit_gain"], rel=1e-6)
 
-        mixture_t, in_mixture_st = mixing.mix(sources_st, [expected["snr_db"]], -25.0)
+        gains_s = mixing.mixing_gains(sources_st, [expected["snr_db"]], -25.0)
+        assert gains_s == pytest.approx([common, common * gain], rel=1e-6)
+        mixture_t, in_mixture_st = mixing.mix(sources_st, gains_s)
         assert mixture_t.dtype == in_mixture_st.dtype == np.float32
         assert np.abs(mixture_t - in_mixture_st.sum(axis=0)).max() <= 1e-6
         assert np.allclose(mixture_t, signals[f"p{number}.mixture_out"], rtol=1e-6, atol=1e-6)
@@ -43,11 +45,12 @@ def test_gains_levels_and_sums_are_those_of_the_reference(shared: Path):
 def test_silence_is_neither_divided_by_nor_blown_up():
     speech = np.full((1, 100), 0.1)
     for sources_st in (np.concatenate([speech, 0 * speech]), np.concatenate([0 * speech, speech])):
-        mixture_t, in_mixture_st = mixing.mix(sources_st, [3.0], -25.0)
+        mixture_t, in_mixture_st = mixing.mix(sources_st, mixing.mixing_gains(sources_st, [3.0], -25.0))
         assert 10 * np.log10(mixing.mean_power(mixture_t)) == pytest.approx(-25.0)
         assert np.isfinite(in_mixture_st).all()
         assert np.isnan(mixing.input_snr_db(mixture_t, in_mixture_st[0]))
-    mixture_t, in_mixture_st = mixing.mix(np.zeros((3, 100)), [0.0, 0.0], -25.0)
+    silence_st = np.zeros((3, 100))
+    mixture_t, in_mixture_st = mixing.mix(silence_st, mixing.mixing_gains(silence_st, [0.0, 0.0], -25.0))
     assert not mixture_t.any() and not in_mixture_st.any()
     assert mixing.overlap(np.zeros((2, 640)), 16000) == 0.0
 
@@ -80,7 +83,7 @@ def test_a_room_has_the_reverberation_time_and_level_asked_for():
     ("call", "expected"),
     [
         (lambda: mixing.mean_power(np.zeros((2, 0))), "time > 0"),
-        (lambda: mixing.mix(np.ones((3, 8)), [0.0], None), "3 sources were given 1 SNRs"),
+        (lambda: mixing.mixing_gains(np.ones((3, 8)), [0.0], None), "3 sources were given 1 SNRs"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(call, expected: str):

@@ -214,6 +214,44 @@ def test_short_sources_go_on_with_others_of_their_talker_or_as_asked(tmp_path: P
     assert set(listing["file"]) == {str(tmp_path / f"{number}.wav") for number in range(4)}
 
 
+def test_no_recording_follows_itself_where_its_talker_has_others(tmp_path: Path):
+    for number in range(4):
+        write_wave(tmp_path / f"{number}.wav", np.full(400, 0.1 * 2**number, np.float32))
+    rows = [{"file": f"{number}.wav", "speaker": name} for number, name in enumerate("aaab")]
+    recordings = write_csv(tmp_path / "own.csv", rows)
+    path = write_csv(tmp_path / "list.csv", [{"source_1": "0.wav", "source_2": "3.wav", "set": "train"}])
+    options = (f"dynamic.sources={recordings}", "dynamic.p=1", "dynamic.num_items=20", "level_dbfs=null")
+    train = open_data("csv", f"root={path}", *TINY, *options).utterances("train")
+    for item in (train[(0, index)] for index in range(20)):
+        of_a, of_b = item["sources"] if item["speakers"] == "a/b" else item["sources"][::-1]
+        run_lengths = np.diff(np.flatnonzero(np.diff(of_a)))
+        assert len(run_lengths) >= 3 and (run_lengths == 400).all()
+        assert np.ptp(of_b) == 0  # who has no other goes on with himself
+
+
+@pytest.mark.parametrize("in_memory", ["true", "false"])
+def test_pauses_are_told_by_the_recordings_own_level(tmp_path: Path, in_memory: str):
+    """Mixtures of recordings 80 dB softer are the same mixtures."""
+    items = []
+    for gain in (1.0, 1e-4):
+        folder = tmp_path / f"{gain:g}"
+        rows = []
+        for number in range(4):
+            wave = 20 * noise_sources(1, 16000, number)[0]
+            wave[:12000] *= 1e-3  # a pause, as are most windows
+            write_wave(folder / f"{number}.wav", gain * wave)
+        rows = [{"set": "train", "source_1": "0.wav", "source_2": "1.wav", "speaker_1": "a", "speaker_2": "b"}]
+        rows += [{"set": "train", "source_1": "2.wav", "source_2": "3.wav", "speaker_1": "a", "speaker_2": "b"}]
+        path = write_csv(folder / "list.csv", rows)
+        options = ("dynamic.p=1", "dynamic.num_items=20", f"in_memory={in_memory}")
+        train = open_data("csv", f"root={path}", *TINY, *options).utterances("train")
+        items.append([train[(0, index)] for index in range(20)])
+    for loud, soft in zip(*items, strict=True):
+        assert np.allclose(loud["sources"], soft["sources"], atol=1e-5)
+        heard = (np.abs(loud["sources"]) > 0.01).mean(axis=1)
+        assert (heard > 0).all()  # no window is a pause throughout
+
+
 def test_overlap_is_the_share_asked_for(folders: Path):
     data = open_data("folders", f"root={folders}", *TINY, "dynamic.p=1", "dynamic.overlap=[0.4,0.4]")
     for index in range(4):
@@ -253,6 +291,16 @@ def test_noise_is_added_to_the_mixture_alone(mix_mini: Path):
     assert 1 <= changed.sum() <= 7 and torch.equal(batch["sources"], sources)
     snr_db = 10 * torch.log10(power / noise_power)[changed]
     assert snr_db.min() > 4.9 and snr_db.max() < 30.1
+
+
+def test_only_augmentations_that_add_to_the_mixture_are_taken(mix_mini: Path):
+    section = section_of("data", "mix_mini", f"root={mix_mini}")
+    for task, name in (("separation", "noise"), ("asvspoof", "noise")):
+        build.build(section, augment=build.build(section_of("augment", name, task=task)))
+    for name, step in (("light_noise_codec", "codec"), ("rawboost5", "rawboost"), ("codec", "codec")):
+        augment = build.build(section_of("augment", name, task="asvspoof"))
+        with pytest.raises(InputError, match=f"augment= has .*{step}.*in its sources: give augment=separation/noise"):
+            build.build(section, augment=augment)
 
 
 def test_unknown_talkers_and_silent_sources_are_no_accident(folders: Path, tmp_path: Path, caplog):

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from audiolab.audio.io import read_audio
+from audiolab.audio.level import PEAK_LIMIT
 from audiolab.errors import UndefinedMetricError
 from audiolab.metrics.interval import mean_interval
 from audiolab.metrics.separation import sdr, si_sdr, snr
 from audiolab.reporting.gains import gain_histogram
 from audiolab.reporting.scores import read_scores, write_scores
 from audiolab.tasks.separation.evaluation import figures_of, metrics_of, sources_of
-from audiolab.tasks.separation.examples import LARGEST_PEAK, chosen_examples, example_of
+from audiolab.tasks.separation.examples import chosen_examples, example_of
 from audiolab.tasks.separation.scoring import numbers_of
 
 
@@ -170,7 +171,7 @@ def test_examples_are_at_one_level_and_do_not_clip(speech: tuple[torch.Tensor, t
     peaked = sources_bst[0].copy()
     peaked[:, 1000] = 1.0
     sounds = example_of("m0", peaked.sum(0), peaked, estimates, row, 16000).sounds
-    assert max(float(np.abs(wave).max()) for wave in sounds.values()) == pytest.approx(LARGEST_PEAK)
+    assert max(float(np.abs(wave).max()) for wave in sounds.values()) == pytest.approx(PEAK_LIMIT)
     silent = np.zeros_like(sources_bst[0])
     assert not np.any(example_of("m0", silent[0], silent, silent, row, 16000).sounds["mix"])
 

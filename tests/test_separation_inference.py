@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 import audiolab
 from audiolab.audio import writing
+from audiolab.audio.level import PEAK_LIMIT
 from audiolab.audio.recording import Recording
 from audiolab.audio.resample import resample
 from audiolab.audio.windows import sliding_windows
@@ -29,7 +30,7 @@ from audiolab.predict import main, predict
 from audiolab.reporting.running_spectrogram import RunningSpectrogram
 from audiolab.tasks.separation.inference import Chunking, separate_recording
 from audiolab.tasks.separation.model import ConvTasNet
-from audiolab.tasks.separation.talkers import Applied
+from audiolab.tasks.separation.prediction import RecordingSeparation
 from audiolab.training.weights import write_weights
 
 RATE = 16000
@@ -135,32 +136,32 @@ def test_blocks_are_at_the_rate_of_the_recording_without_delay_or_drift(talk, ra
 @pytest.mark.parametrize("num_frames", [4, 7, 4001])
 def test_short_recordings_of_any_length_and_rate(num_frames: int, rate: int):
     wave = 0.1 * np.random.default_rng(0).standard_normal(num_frames).astype(np.float32)
-    found = Applied(tiny(), RATE).talkers(wave, rate)
+    found = RecordingSeparation(tiny(), RATE).talkers(wave, rate)
     assert found.shape == (2, num_frames) and found.dtype == np.float32 and np.isfinite(found).all()
-    assert Applied(tiny(**CAUSAL), RATE, streaming=True).talkers(wave, rate).shape == (2, num_frames)
+    assert RecordingSeparation(tiny(**CAUSAL), RATE, streaming=True).talkers(wave, rate).shape == (2, num_frames)
     with pytest.raises(InputError, match=r"1 samples at 96000 Hz, less than one at the model's 16000 Hz"):
-        Applied(tiny(), RATE).talkers(wave[:1], 96000)
+        RecordingSeparation(tiny(), RATE).talkers(wave[:1], 96000)
 
 
 def test_what_fits_into_a_chunk_is_what_the_model_says_and_silence_is_silence(talk):
     wave, model = talk(5).sum(0), tiny()
     with torch.inference_mode():
         expected = model(torch.from_numpy(wave)[None])[0].numpy()
-    found = Applied(model, RATE).talkers(wave, RATE)
+    found = RecordingSeparation(model, RATE).talkers(wave, RATE)
     assert quality(found, expected) > 100
     least_squares = np.linalg.lstsq(expected.T.astype(float), wave.astype(float), rcond=None)[0]
     assert np.linalg.norm(found, axis=1) == pytest.approx(
         np.abs(least_squares) * np.linalg.norm(expected, axis=1), rel=0.02
     )
-    silent = Applied(model, RATE, chunk_s=1.0).talkers(np.zeros(3 * RATE, np.float32), RATE)
+    silent = RecordingSeparation(model, RATE, chunk_s=1.0).talkers(np.zeros(3 * RATE, np.float32), RATE)
     assert not silent.any()
 
 
 def test_the_batch_and_the_blocks_change_nothing(talk):
     wave, model = talk(12).sum(0), tiny()
-    expected = Applied(model, RATE, chunk_s=2.0).talkers(wave, RATE)
+    expected = RecordingSeparation(model, RATE, chunk_s=2.0).talkers(wave, RATE)
     for batch_size in (3, 100):
-        found = Applied(model, RATE, batch_size=batch_size, chunk_s=2.0).talkers(wave, RATE)
+        found = RecordingSeparation(model, RATE, batch_size=batch_size, chunk_s=2.0).talkers(wave, RATE)
         assert close(found, expected, 1e-5)
 
 
@@ -168,13 +169,13 @@ def test_a_stream_is_the_causal_model_at_the_level_of_the_mixture(talk):
     wave, model = talk(5).sum(0), tiny(**CAUSAL)
     with torch.inference_mode():
         offline = model(torch.from_numpy(wave)[None])[0].numpy()
-    found = Applied(model, RATE, streaming=True).talkers(wave, RATE)
+    found = RecordingSeparation(model, RATE, streaming=True).talkers(wave, RATE)
     for one, other in zip(found, offline, strict=True):
         gain = float(one @ other / (other @ other))
         assert close(one, gain * other, 1e-5)
     assert np.linalg.norm(found.sum(0) - wave) <= np.linalg.norm(offline.sum(0) - wave) + 1e-3
     with pytest.raises(InputError, match="--streaming needs a causal model"):
-        Applied(tiny(), RATE, streaming=True)
+        RecordingSeparation(tiny(), RATE, streaming=True)
 
 
 @pytest.mark.parametrize(
@@ -189,14 +190,14 @@ def test_a_stream_is_the_causal_model_at_the_level_of_the_mixture(talk):
 )
 def test_options_that_do_not_fit_are_refused(options: dict, expected: str):
     with pytest.raises(InputError, match=expected):
-        Applied(tiny(), RATE, **options)
+        RecordingSeparation(tiny(), RATE, **options)
 
 
 def test_estimates_that_are_not_finite_are_refused():
     model = tiny()
     torch.nn.init.constant_(model.decoder.weight, torch.nan)
     with pytest.raises(InputError, match="not finite numbers: did its training diverge"):
-        Applied(model, RATE).talkers(np.ones(2000, np.float32), RATE)
+        RecordingSeparation(model, RATE).talkers(np.ones(2000, np.float32), RATE)
 
 
 # ---- memory
@@ -205,9 +206,10 @@ def test_estimates_that_are_not_finite_are_refused():
 MEMORY = """
 import resource, sys, torch
 from pathlib import Path
+from audiolab.audio.level import PEAK_LIMIT
 from audiolab.audio.recording import Recording
 from audiolab.tasks.separation.model import ConvTasNet
-from audiolab.tasks.separation.talkers import Applied
+from audiolab.tasks.separation.prediction import RecordingSeparation
 
 def peak_mib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -216,7 +218,7 @@ torch.set_num_threads(1)
 model = ConvTasNet(8, 32, 16, bottleneck=8, hidden=8, skip=8, blocks=1, repeats=1).eval()
 folder = Path(sys.argv[1])
 for minutes in (2, 10):
-    applied = Applied(model, 8000)
+    applied = RecordingSeparation(model, 8000)
     applied.predict(Recording(folder / f"{minutes}.wav"), folder / f"scratch{minutes}", "pcm16", plots=True)
     print(peak_mib())
 """
@@ -242,7 +244,7 @@ def test_memory_does_not_grow_with_the_recording(tmp_path: Path):
 
 def test_files_take_any_peak_and_integers_get_one_gain(talk, tmp_path: Path):
     loud = 8 * talk(6).sum(0)
-    applied = Applied(tiny(), RATE)
+    applied = RecordingSeparation(tiny(), RATE)
     expected = applied.talkers(loud, RATE)
     assert np.abs(expected).max() > 1.2
     written = {}
@@ -256,7 +258,7 @@ def test_files_take_any_peak_and_integers_get_one_gain(talk, tmp_path: Path):
     assert written["float"][1].values["gain_db"] == 0
     for name, step in (("pcm16", 2**-15), ("pcm24", 2**-23)):
         wave, found = written[name]
-        assert 0.99 < np.abs(wave).max() < 1
+        assert np.abs(wave).max() == pytest.approx(PEAK_LIMIT, abs=2**-15)
         assert close(wave, expected * 10 ** (found.values["gain_db"] / 20), step + 1e-4)
         assert f"as {name} would clip" in found.sentence
     quiet = applied.predict(Recording(loud / 100, RATE), tmp_path / "quiet", "pcm16", plots=False)

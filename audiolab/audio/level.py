@@ -17,6 +17,7 @@ from audiolab.errors import InputError
 Waveform = TypeVar("Waveform", np.ndarray, torch.Tensor)
 
 LOUDEST = 10.0  # float files may exceed full scale, 1.0, somewhat; beyond this theirs is another one
+PEAK_LIMIT = 0.99  # of full scale: room for the rounding of samples, and of their sums, to 16 bits
 SILENCE_DBFS = -100.0  # about the quantisation noise of 16 bits (-101 dBFS), so no recording lies below
 
 
@@ -50,6 +51,15 @@ def rms_gain(waveform: Waveform, target_dbfs: float, peak_limit: float = 1.0) ->
     to_level = 10 ** (target_dbfs / 20) / _divisor(rms, rms)
     to_peak = peak_limit / _divisor(peak, rms)
     return library.where(_audible(rms), to_level.clip(max=to_peak), library.ones_like(rms))
+
+
+def peak_gain(peak: float) -> float:
+    """Factor that keeps a largest magnitude within 0.99 of full scale: 1 where it is already.
+
+    >>> peak_gain(0.5), peak_gain(1.98)
+    (1.0, 0.5)
+    """
+    return PEAK_LIMIT / peak if peak > PEAK_LIMIT else 1.0
 
 
 def normalize_rms(waveform: Waveform, target_dbfs: float, peak_limit: float = 1.0) -> Waveform:

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from audiolab.audio.level import SILENCE_DBFS, rms_gain
+from audiolab.audio.level import SILENCE_DBFS, peak_gain, rms_gain
 from audiolab.errors import InputError
 
-FULL_SCALE = 1.0
-LIMITED_PEAK = 0.99
 FRAME_S = 0.02  # frames on which speech is told from pauses
 ACTIVE_RANGE_DB = 25.0  # a frame this far below the loud ones is a pause
 
@@ -30,69 +28,65 @@ def mean_power(wave_st: np.ndarray) -> np.ndarray:
     return np.einsum("...t,...t->...", wave_st, wave_st, dtype=np.float64) / wave_st.shape[-1]
 
 
-def snr_gain(reference_power: float, power: float, snr_db: float) -> float:
-    """Return the gain of a signal of mean `power` that puts it `snr_db` below a reference; 1 where either is silent.
+def snr_gains(powers_s: Sequence[float] | np.ndarray, snrs_db: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return gains (source,) that put each source but the first, of mean power `powers_s`, `snrs_db` below the first.
 
-    >>> round(snr_gain(1.0, 4.0, 0.0), 6)
-    0.5
+    1 where it or the first is silent. Raises InputError where not each but the first has its SNR.
+
+    >>> snr_gains([1.0, 4.0], [0.0]).round(6).tolist()
+    [1.0, 0.5]
     """
+    if len(snrs_db) != len(powers_s) - 1:
+        raise InputError(f"{len(powers_s)} sources were given {len(snrs_db)} SNRs: each but the first needs one")
+    first, *others = np.asarray(powers_s, np.float64)
     silent = 10 ** (SILENCE_DBFS / 10)
-    if reference_power <= silent or power <= silent:
-        return 1.0
-    return float(np.sqrt(reference_power / power * 10 ** (-snr_db / 10)))
+    gains = [
+        1.0 if first <= silent or power <= silent else np.sqrt(first / power * 10 ** (-snr_db / 10))
+        for power, snr_db in zip(others, snrs_db, strict=True)
+    ]
+    return np.array([1.0, *gains])
 
 
 def common_gain(mixture_t: np.ndarray, sources_st: np.ndarray, level_dbfs: float) -> float:
     """Return the one gain for a mixture and its sources that brings the mixture to `level_dbfs` RMS.
 
-    Where a sample of any of them would then pass full scale, all are lowered until the largest is at 0.99: nothing is
-    ever clamped, so the mixture stays the sum of its sources.
+    Where a sample of any of them would then pass 0.99, all are lowered until the largest is there: nothing is ever
+    clamped, so the mixture stays the sum of its sources.
 
     >>> round(common_gain(np.full(4, 0.1), np.full((2, 4), 0.05), -20.0), 6)
     1.0
     """
-    gain = float(rms_gain(np.asarray(mixture_t, np.float64), level_dbfs, peak_limit=np.inf)[0])
-    return gain * peak_gain(gain * max(_peak(mixture_t), _peak(sources_st)))
+    return _common_gain(mixture_t, _peak(sources_st), level_dbfs)
 
 
-def peak_gain(peak: float) -> float:
-    """Return the gain that keeps a largest magnitude within full scale: 1, or what brings it to 0.99.
+def mixing_gains(
+    sources_st: np.ndarray,
+    snrs_db: Sequence[float] | np.ndarray,
+    level_dbfs: float | None,
+    powers_s: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return one gain a source, float64: each but the first `snrs_db` below the first, and the mixture at `level_dbfs`.
 
-    >>> peak_gain(0.5), peak_gain(1.98)
-    (1.0, 0.5)
+    The common gain is that of `common_gain` (level None: the first source keeps its level). `powers_s` are the powers
+    that the SNRs are between, where they are not those of the whole sources.
+
+    >>> mixing_gains(np.array([[0.1, -0.1], [0.3, 0.3]]), [0.0], None).round(6).tolist()
+    [1.0, 0.333333]
     """
-    return LIMITED_PEAK / peak if peak > FULL_SCALE else 1.0
+    gains_s = snr_gains(mean_power(sources_st) if powers_s is None else powers_s, snrs_db)
+    if level_dbfs is None:
+        return gains_s
+    mixture_t = np.einsum("s,st->t", gains_s, sources_st, dtype=np.float64)
+    largest = float((gains_s * np.abs(sources_st).max(axis=-1)).max())
+    return gains_s * _common_gain(mixture_t, largest, level_dbfs)
 
 
-def mix(sources_st: np.ndarray, snr_db: Sequence[float], level_dbfs: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Mix sources, each but the first `snr_db` below the first: returns mixture (time,) and the sources as they are in
-    it, both at the common gain for `level_dbfs` (None: the first source keeps its level), in the dtype given.
+def mix(sources_st: np.ndarray, gains_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mixture (time,) of sources at their gains and the sources as they are in it, in the dtype given.
 
-    >>> mixture, sources = mix(np.array([[0.1, -0.1], [0.3, 0.3]]), [0.0], None)
-    >>> sources.round(6).tolist(), mixture.round(6).tolist()
-    ([[0.1, -0.1], [0.1, 0.1]], [0.2, 0.0])
-    """
-    if len(snr_db) != len(sources_st) - 1:
-        raise InputError(f"{len(sources_st)} sources were given {len(snr_db)} SNRs: each but the first needs one")
-    powers = mean_power(sources_st)
-    gains = [1.0, *(snr_gain(powers[0], power, snr) for power, snr in zip(powers[1:], snr_db, strict=True))]
-    return scale_and_sum(sources_st, np.asarray(gains), level_dbfs)
-
-
-def scale_and_sum(
-    sources_st: np.ndarray, gains_s: np.ndarray, level_dbfs: float | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mixture (time,) of sources at their gains and the sources in it, at the common gain for `level_dbfs`.
-
-    >>> scale_and_sum(np.ones((2, 3)), np.array([0.25, 0.5]), None)[0].tolist()
+    >>> mix(np.ones((2, 3)), np.array([0.25, 0.5]))[0].tolist()
     [0.75, 0.75, 0.75]
     """
-    gains_s = np.asarray(gains_s, np.float64)
-    if level_dbfs is not None:
-        mixture_t = np.einsum("s,st->t", gains_s, sources_st, dtype=np.float64)
-        largest = float((gains_s * np.abs(sources_st).max(axis=-1)).max())
-        gain = float(rms_gain(mixture_t, level_dbfs, peak_limit=np.inf)[0])
-        gains_s = gains_s * gain * peak_gain(gain * max(_peak(mixture_t), largest))
     scaled_st = sources_st * gains_s[:, None].astype(sources_st.dtype)
     return scaled_st.sum(axis=0), scaled_st
 
@@ -166,3 +160,9 @@ def input_snr_db(mixture_t: np.ndarray, source_t: np.ndarray) -> float:
 
 def _peak(wave: np.ndarray) -> float:
     return float(np.abs(wave).max(initial=0.0))
+
+
+def _common_gain(mixture_t: np.ndarray, largest: float, level_dbfs: float) -> float:
+    """`common_gain`, by the largest magnitude of the sources."""
+    gain = float(rms_gain(np.asarray(mixture_t, np.float64), level_dbfs, peak_limit=np.inf)[0])
+    return gain * peak_gain(gain * max(_peak(mixture_t), largest))

@@ -15,7 +15,6 @@ SampleFormat = Literal["float", "pcm16", "pcm24"]
 SUBTYPES: dict[SampleFormat, str] = {"float": "FLOAT", "pcm16": "PCM_16", "pcm24": "PCM_24"}
 BYTES: dict[SampleFormat, int] = {"float": 4, "pcm16": 2, "pcm24": 3}
 _FULL_WAV_BYTES = 2**32 - 2**16  # of a RIFF header's 32 bits; longer files get the 64 bits of RF64
-_PEAK_LIMIT = 0.999  # of full scale, where a gain is needed at all
 _BLOCK_SAMPLES = 2**18
 
 
@@ -67,15 +66,6 @@ class WaveWriter:
     def _failed(self, error: BaseException) -> OSError:
         reason = str(error).rstrip(".") or "the disk took less than all"
         return OSError(errno.EIO, reason, str(self.path))
-
-
-def peak_gain(peak: float) -> float:
-    """Return the factor that keeps a peak within full scale: 1 where it is already.
-
-    >>> peak_gain(0.5), round(peak_gain(2.0), 4)
-    (1.0, 0.4995)
-    """
-    return 1.0 if peak <= _PEAK_LIMIT else _PEAK_LIMIT / peak
 
 
 def rewrite(path: Path, gain: float, sample_format: SampleFormat) -> None:

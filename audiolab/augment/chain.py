@@ -61,6 +61,14 @@ class Chain:
         self.steps = {name: steps[name] for name in order}
         self.record = record
 
+    @property
+    def only_adds(self) -> bool:
+        """Whether every step only adds to a waveform, so that what was in it is in it still, unchanged.
+
+        A step says so by an attribute `only_adds`; filters, gains and codecs have none.
+        """
+        return all(getattr(step, "only_adds", False) for step in self.steps.values())
+
     def draw(self, num_samples: int, generator: np.random.Generator) -> ChainDraw:
         """The draws of every step for one waveform."""
         return self._draw(num_samples, int(generator.integers(2**63)))

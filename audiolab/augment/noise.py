@@ -33,6 +33,8 @@ class NoiseAugment:
     torch.Size([2, 800])
     """
 
+    only_adds = True
+
     def __init__(self, kinds: list[str], min_snr_db: float, max_snr_db: float, p: float) -> None:
         unknown = [kind for kind in kinds if kind not in NOISES]
         if unknown or not kinds:

@@ -8,7 +8,8 @@ from typing import Any
 
 from audiolab.build import check_signature
 from audiolab.errors import InputError
-from audiolab.tasks.separation.aishell3_mixtures import Aishell3Mixtures, MixtureOptions
+from audiolab.tasks.separation.aishell3_mixtures import Aishell3Mixtures
+from audiolab.tasks.separation.aishell3_options import MixtureOptions
 from audiolab.tasks.separation.data import SeparationData
 from audiolab.tasks.separation.librimix_writer import SOURCES
 

@@ -20,7 +20,7 @@ _WHERE = (
 
 
 @dataclass(frozen=True)
-class Recording:
+class ListedRecording:
     """One utterance: its name without suffix, who speaks, and its file."""
 
     id: str
@@ -34,7 +34,7 @@ class Speaker:
 
     id: str
     sex: str
-    recordings: tuple[Recording, ...]
+    recordings: tuple[ListedRecording, ...]
 
 
 def read_speakers(root: Path, subsets: Sequence[str]) -> list[Speaker]:
@@ -48,7 +48,7 @@ def read_speakers(root: Path, subsets: Sequence[str]) -> list[Speaker]:
         if not (root / needed).is_file():
             raise InputError(f"data.root={root} is not AISHELL-3, it has no {needed}: {_WHERE}")
     sexes = _read_sexes(root / "spk-info.txt")
-    found: dict[str, list[Recording]] = {}
+    found: dict[str, list[ListedRecording]] = {}
     for subset in subsets:
         for recording in _read_content(root / subset, sexes):
             found.setdefault(recording.speaker, []).append(recording)
@@ -71,7 +71,7 @@ def _read_sexes(path: Path) -> dict[str, str]:
     return sexes
 
 
-def _read_content(folder: Path, sexes: Mapping[str, str]) -> Iterator[Recording]:
+def _read_content(folder: Path, sexes: Mapping[str, str]) -> Iterator[ListedRecording]:
     path, seen = folder / "content.txt", {}
     for number, line in _lines(path):
         name, _, text = line.partition("\t" if "\t" in line else " ")
@@ -87,7 +87,7 @@ def _read_content(folder: Path, sexes: Mapping[str, str]) -> Iterator[Recording]
         if id_ in seen:
             raise InputError(f"{path}, line {number}: {name} is in line {seen[id_]} too: keep one of these lines")
         seen[id_] = number
-        yield Recording(id_, speaker, folder / "wav" / speaker / name)
+        yield ListedRecording(id_, speaker, folder / "wav" / speaker / name)
     if not seen:
         raise InputError(f"{path} has no lines: copy it again")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,17 +12,17 @@ from typing import Any, Literal
 import numpy as np
 
 from audiolab.audio.io import AudioError, BadAudioPolicy, audio_info, read_audio, write_audio
-from audiolab.audio.level import rms_dbfs
-from audiolab.audio.mixing import LIMITED_PEAK
+from audiolab.audio.level import peak_gain, rms_dbfs
 from audiolab.errors import InputError
-from audiolab.tasks.separation.aishell3_lists import SUBSETS, Recording, Speaker, choose_speakers, read_speakers
+from audiolab.tasks.separation.aishell3_lists import ListedRecording, Speaker, choose_speakers, read_speakers
+from audiolab.tasks.separation.aishell3_options import MixtureOptions
 from audiolab.tasks.separation.librimix_writer import (
     SETS,
     SOURCES,
     UTTERANCES,
-    Corpus,
-    Mixture,
+    LibriMixFolder,
     Mode,
+    PlannedMixture,
     Utterance,
     draw_mixtures,
     write_lists,
@@ -35,44 +35,6 @@ _RECORDINGS_A_JOB = 50
 _MIXTURES_A_JOB = 25
 _SILENT_DBFS = -70.0
 _FLAC_SHARE = 0.7  # of the size of the samples, at most
-
-
-@dataclass(frozen=True)
-class MixtureOptions:
-    """What is mixed; the section data.mixtures.
-
-    `speakers` and `num_mixtures` are numbers for train, dev and test (speakers null: all that are left), drawn from
-    speakers with at least `min_utterances` in the `subsets` of the corpus. An utterance shorter than `min_s` is
-    continued by the next ones of its speaker (`join`) or left out (`skip`). `snr_db` are the bounds of the level of
-    the first source over the others, `level_dbfs` is the RMS of every mixture.
-    """
-
-    seed: int
-    subsets: list[str]
-    speakers: dict[str, int | None]
-    num_mixtures: dict[str, int]
-    balance_genders: bool
-    min_utterances: int
-    min_s: float
-    short: Literal["join", "skip"]
-    snr_db: list[float]
-    level_dbfs: float
-
-    def __post_init__(self) -> None:
-        if not self.subsets or not set(self.subsets) <= set(SUBSETS):
-            raise InputError(f"data.mixtures.subsets={self.subsets} does not fit: give [train], [test] or [train,test]")
-        for name, found in (("speakers", self.speakers), ("num_mixtures", self.num_mixtures)):
-            if set(found) != set(SETS):
-                raise InputError(f"data.mixtures.{name}={found} does not fit: give a number for train, dev and test")
-        counts = [*self.num_mixtures.values(), *(num for num in self.speakers.values() if num is not None)]
-        if min(counts) < 1 or self.min_s <= 0 or self.seed < 0:
-            raise InputError("data.mixtures has a number that does not fit: give counts from 1 up, min_s above 0")
-        if self.speakers["dev"] is None or self.speakers["test"] is None:
-            raise InputError("data.mixtures.speakers: only train can be null, which takes all speakers that are left")
-        if len(self.snr_db) != 2 or not -40 <= self.snr_db[0] <= self.snr_db[1] <= 40:
-            raise InputError(
-                f"data.mixtures.snr_db={self.snr_db} does not fit: give [lowest, highest] within -40 and 40"
-            )
 
 
 class Aishell3Mixtures(Preparation):
@@ -104,7 +66,7 @@ class Aishell3Mixtures(Preparation):
                 )
         self.root, self.folder, self.mixtures, self.num_workers = root, folder, mixtures, num_workers
         self.on_bad_audio, self.max_bad_audio = on_bad_audio, max_bad_audio
-        self.corpus = Corpus(folder, num_speakers, sample_rate_hz, mode, mixtures.level_dbfs)
+        self.corpus = LibriMixFolder(folder, num_speakers, sample_rate_hz, mode, mixtures.level_dbfs)
         self.options = {
             "version": 1,
             "root": str(root.resolve()),
@@ -192,7 +154,7 @@ class Aishell3Mixtures(Preparation):
         remarks += [f"{len(bad):,} recordings were left out: {self.folder / 'bad_audio.csv'}"] if bad else []
         return said, remarks
 
-    def _bad(self, jobs: Mapping[str, Sequence[Recording]], found: Mapping[str, dict[str, Any]]) -> set[str]:
+    def _bad(self, jobs: Mapping[str, Sequence[ListedRecording]], found: Mapping[str, dict[str, Any]]) -> set[str]:
         """Refuse or count what cannot be used; returns the names of such recordings."""
         reasons: dict[str, str] = {}
         paths = {one.id: str(one.path) for part in jobs.values() for one in part}
@@ -214,7 +176,7 @@ class Aishell3Mixtures(Preparation):
             policy.write_list(self.folder / "bad_audio.csv")
         return set(reasons)
 
-    def _draw(self, set_name: str, number: int, utterances: list[Utterance]) -> list[Mixture]:
+    def _draw(self, set_name: str, number: int, utterances: list[Utterance]) -> list[PlannedMixture]:
         options = self.mixtures
         generator = np.random.default_rng((options.seed, number))
         low, high = options.snr_db
@@ -228,7 +190,7 @@ class Aishell3Mixtures(Preparation):
 
     def _row(
         self,
-        mixtures: Sequence[Mixture],
+        mixtures: Sequence[PlannedMixture],
         facts: Sequence[dict[str, Any]],
         utterances: Sequence[Utterance],
         speakers: Sequence[Speaker],
@@ -263,7 +225,7 @@ def _resample(
     sample_rate_hz: int,
     min_s: float,
     join: bool,
-    recordings: Sequence[Recording],
+    recordings: Sequence[ListedRecording],
 ) -> Made:
     """Write recordings of one speaker at another rate; what is too short together with those that follow."""
     subset, speaker = subsets[recordings[0].speaker], recordings[0].speaker
@@ -288,7 +250,7 @@ def _resample(
             names = [name for name, _ in waiting]
             id_ = names[0] if len(names) == 1 else f"{names[0]}-{names[-1].removeprefix(speaker)}"
             path = f"{subset}/{speaker}/{id_}.flac"
-            unit = unit * min(1.0, LIMITED_PEAK / float(np.abs(unit).max()))
+            unit = unit * peak_gain(float(np.abs(unit).max()))
             write_audio(folder / UTTERANCES / path, unit, sample_rate_hz, "PCM_16")
             units.append((id_, path, len(unit), names))
             waiting = []
@@ -299,7 +261,7 @@ def _resample(
     return Made(result, [f"{UTTERANCES}/{path}" for _, path, _, _ in units])
 
 
-def _mix(corpus: Corpus, job: tuple[str, Sequence[Mixture]]) -> Made:
+def _mix(corpus: LibriMixFolder, job: tuple[str, Sequence[PlannedMixture]]) -> Made:
     set_name, mixtures = job
     facts = [write_mixture(corpus, set_name, mixture) for mixture in mixtures]
     return Made(facts, [corpus.mixture_path(set_name, part, one) for one in mixtures for part in corpus.parts])

@@ -5,7 +5,6 @@ Shapes: s source, t time.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,13 +17,13 @@ from audiolab.audio.io import AudioError
 from audiolab.preflight.findings import Finding
 from audiolab.tasks.separation.corpora.base import MixtureSet
 from audiolab.tasks.separation.mixtures import Mixtures, all_heard
+from audiolab.tasks.separation.snr_bins import SNR_EDGES_DB, bin_names
 
 GROUP = "mixtures"
 LOOKED_AT = 100  # mixtures of a set that are taken apart, at even distances
 SAME_DB = -30.0  # a rest this far below the mixture is rounding and dither
 EXACT_DB = -150.0
 STRANGE_DB = -3.0  # a rest above this means that the sources are not those of the mixture
-SNR_EDGES_DB = (-10, -5, -2.5, 0, 2.5, 5, 10)
 
 
 @dataclass
@@ -179,6 +178,6 @@ def histogram(values: np.ndarray, edges: Sequence[float]) -> str:
     """
     bounds = [-np.inf, *edges, np.inf]
     counts, _ = np.histogram(values, bounds)
-    names = [f"below {edges[0]:g}", *(f"{a:g} to {b:g}" for a, b in itertools.pairwise(edges)), f"from {edges[-1]:g}"]
+    names = bin_names(edges)
     used = np.flatnonzero(counts)
     return ", ".join(f"{names[i]}: {counts[i]}" for i in range(used[0], used[-1] + 1))

@@ -31,6 +31,7 @@ class SeparationData(SpeechData):
     dev and test items are whole mixtures, or their first `max_length_s`, as stored or defined, with nothing drawn.
     `short`, `level_dbfs`, and what is done about silence: see `Mixtures`. With `overfit` the first so many training
     mixtures are train and dev. `unseen_speakers` refuses test sets with talkers of the training set.
+    `augment` may only add to the mixture, as noise does: the sources stay as they are.
     """
 
     options_of_the_run = ("eval_batch_size", "sample_rate_hz", "level_dbfs")
@@ -64,6 +65,13 @@ class SeparationData(SpeechData):
             raise InputError(
                 f"data.eval_batch_size={eval_batch_size} does not fit: dev and test mixtures are whole and their "
                 "lengths differ, give 1"
+            )
+        if augment is not None and not getattr(augment, "only_adds", False):
+            steps = getattr(augment, "steps", {type(augment).__name__: augment})
+            changing = [name for name, step in steps.items() if not getattr(step, "only_adds", False)]
+            raise InputError(
+                f"augment= has {', '.join(changing)}, which would change the talkers in the mixture and not in its "
+                "sources: give augment=separation/noise or augment=separation/none, or a chain that only adds"
             )
         super().__init__(batch_size, eval_batch_size, num_workers, on_bad_audio, max_bad_audio, seed, augment)
         _check_options(num_speakers, crop_samples, max_length_s, overfit, sets)

@@ -25,8 +25,8 @@ from audiolab.tasks.separation.data import SeparationData
 from audiolab.tasks.separation.librimix_writer import (
     SETS,
     UTTERANCES,
-    Corpus,
-    Mixture,
+    LibriMixFolder,
+    PlannedMixture,
     Utterance,
     draw_mixtures,
     write_lists,
@@ -104,7 +104,7 @@ def prepare_demo_corpus(
 
 
 def _build(folder: Path, seed: int, sizes: dict[str, int], show_progress: bool) -> None:
-    corpus = Corpus(folder, _NUM_SPEAKERS, SAMPLE_RATE, "min", LEVEL_DBFS)
+    corpus = LibriMixFolder(folder, _NUM_SPEAKERS, SAMPLE_RATE, "min", LEVEL_DBFS)
     (folder / "README.txt").write_text(_readme(seed, sizes))
     said: dict[tuple[str, str, int], Utterance] = {}
 
@@ -119,7 +119,7 @@ def _build(folder: Path, seed: int, sizes: dict[str, int], show_progress: bool) 
         for number in range(_num_utterances(size))
     ]
     make_all(jobs, speak, show_progress=show_progress)
-    mixtures: dict[str, list[Mixture]] = {}
+    mixtures: dict[str, list[PlannedMixture]] = {}
     for set_number, (set_name, size) in enumerate(sizes.items()):
         generator = np.random.default_rng((seed, set_number, 1))
         spoken = [said[key] for key in sorted(said) if key[0] == set_name]
@@ -127,7 +127,7 @@ def _build(folder: Path, seed: int, sizes: dict[str, int], show_progress: bool) 
     for set_name in sizes:
         facts: dict[str, dict] = {}
 
-        def mix(mixture: Mixture, set_name: str, facts: dict[str, dict]) -> None:
+        def mix(mixture: PlannedMixture, set_name: str, facts: dict[str, dict]) -> None:
             facts[mixture.id] = write_mixture(corpus, set_name, mixture)
 
         make_all(mixtures[set_name], partial(mix, set_name=set_name, facts=facts), show_progress=show_progress)

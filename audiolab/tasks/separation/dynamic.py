@@ -21,11 +21,11 @@ from audiolab.augment.equalizer import NUM_KNOTS, equalize
 from audiolab.augment.room import reverberate, room_response
 from audiolab.errors import InputError
 from audiolab.tasks.separation.corpora.base import UNKNOWN, Mixture, Source, warn_once
-from audiolab.tasks.separation.mixtures import TRIES, Mixtures, Short, item_of, lengthen
+from audiolab.tasks.separation.mixtures import TRIES, Mixtures, Short, is_heard, item_of, lengthen
 from audiolab.training.items import BadItem, Item, Utterances
 from audiolab.training.text_files import read_csv
 
-QUIET_POWER = 1e-6  # -60 dBFS: a window of a source below it is a pause, and another one is drawn
+LOUDEST_POWER = 1.0  # of a recording within full scale
 MOST_UNREADABLE = 100  # draws with an unreadable file in a row
 FADE_S = 0.005  # where a talker begins late or ends early
 
@@ -40,7 +40,8 @@ class DynamicMixing:
     by power over the `whole` item or over `active` frames. `speed` plays a source so much faster, with higher pitch;
     `equalizer_db` is the standard deviation, at ten frequencies, of a random smooth filter on each source;
     `gain_db` changes the level of the mixture. `overlap` is the share of the item in which none has yet to begin or
-    has ended. With `join` a source that is too short is continued by others of its talker, else as `short` says.
+    has ended. With `join` a source that is too short is continued by others of its talker, drawn so that none follows
+    itself where he has several; without it as `short` says.
     `reverb_p` of the items are in a room with a reverberation time of `reverb_s` and the direct sound `direct_db`
     above the rest; targets are in the room too, so the mixture stays the sum of its sources.
     """
@@ -108,11 +109,6 @@ class SourcePool:
         self.talkers, self.num_speakers = list(talkers.values()), num_speakers
         self._ends = np.cumsum([len(recordings) for recordings in self.talkers])
 
-    @property
-    def files(self) -> list[str]:
-        """All recordings."""
-        return [source.file for recordings in self.talkers for source in recordings]
-
     def draw(self, generator: np.random.Generator) -> list[list[Source]]:
         """Return the recordings of different talkers."""
         chosen: list[int] = []
@@ -132,6 +128,7 @@ class DynamicMixtures(Utterances):
         self.files: AudioFiles = listed.files
         number = options.num_items or len(listed)
         self.ids = [f"dynamic-{index:06d}" for index in range(number)]
+        self._powers: dict[str, float] = {}
 
     def read(self, index: int, generator: np.random.Generator) -> Item:
         """Mix item `index`, or read a listed mixture in its place; unreadable files are listed under `bad`.
@@ -172,29 +169,36 @@ class DynamicMixtures(Utterances):
         whole = options.snr_on == "whole"
         powers = mixing.mean_power(sources_st) if whole else mixing.active_power(sources_st, rate)
         snrs_db = generator.uniform(*options.snr_db, size=len(sources_st) - 1)
-        pairs = zip(powers[1:], snrs_db, strict=True)
-        gains = np.array([1.0, *(mixing.snr_gain(powers[0], power, snr_db) for power, snr_db in pairs)])
         gain_db, level_dbfs = generator.uniform(*options.gain_db), self.listed.level_dbfs
         if level_dbfs is None:
-            gains *= 10 ** (gain_db / 20)
-        mixture_t, sources_st = mixing.scale_and_sum(
-            sources_st, gains, None if level_dbfs is None else level_dbfs + gain_db
-        )
+            gains_s = 10 ** (gain_db / 20) * mixing.mixing_gains(sources_st, snrs_db, None, powers)
+        else:
+            gains_s = mixing.mixing_gains(sources_st, snrs_db, level_dbfs + gain_db, powers)
+        mixture_t, sources_st = mixing.mix(sources_st, gains_s)
         return item_of(mixture_t, sources_st, rate, Mixture("", None, tuple(source for source, _ in drawn)))
 
     def _source(self, recordings: Sequence[Source], generator: np.random.Generator) -> tuple[Source, np.ndarray]:
-        """Draw a recording and a window of it, again (ten times at most) while it is a pause."""
+        """Draw a recording and a window of it, again (ten times at most) while it is a pause of the recording."""
         for _ in range(TRIES):
-            source = recordings[generator.integers(len(recordings))]
+            index = int(generator.integers(len(recordings)))
             speed = generator.uniform(*self.options.speed)
-            wave = self._window(source, recordings, speed, generator)
-            if mixing.mean_power(wave) > QUIET_POWER:
+            wave = self._window(index, recordings, speed, generator)
+            if self._is_heard(wave, recordings[index].file):
                 break
-        return source, wave
+        return recordings[index], wave
+
+    def _is_heard(self, wave: np.ndarray, file: str) -> bool:
+        power = float(mixing.mean_power(wave))
+        if is_heard(power, beside=LOUDEST_POWER):  # then beside its own recording too, which need not be read for it
+            return True
+        if file not in self._powers:
+            self._powers[file] = float(mixing.mean_power(self.files.read(file)))
+        return is_heard(power, self._powers[file])
 
     def _window(
-        self, source: Source, recordings: Sequence[Source], speed: float, generator: np.random.Generator
+        self, index: int, recordings: Sequence[Source], speed: float, generator: np.random.Generator
     ) -> np.ndarray:
+        source = recordings[index]
         needed = self.num_samples if speed == 1 else math.ceil(self.num_samples * speed) + 1
         num_samples = self.files.num_samples(source.file)
         if num_samples >= needed:
@@ -203,7 +207,8 @@ class DynamicMixtures(Utterances):
         else:
             parts = [self.files.read(source.file)]
             while self.options.join and (num_samples := sum(map(len, parts))) < needed:
-                parts.append(self.files.read(recordings[generator.integers(len(recordings))].file))
+                index = another(index, len(recordings), generator)
+                parts.append(self.files.read(recordings[index].file))
             start = int(generator.integers(max(0, num_samples - needed) + 1))
             wave = np.concatenate(parts)[start : start + needed]
         if speed != 1:
@@ -216,6 +221,15 @@ class DynamicMixtures(Utterances):
             return lengthen(wave, self.num_samples, short)
         before = int(generator.integers(self.num_samples - len(wave) + 1))
         return np.pad(wave, (before, self.num_samples - len(wave) - before))
+
+
+def another(index: int, num: int, generator: np.random.Generator) -> int:
+    """Draw one of `num` indices other than `index`, each as likely; where there is but one, that one.
+
+    >>> {another(1, 3, np.random.default_rng(seed)) for seed in range(20)}, another(0, 1, np.random.default_rng(0))
+    ({0, 2}, 0)
+    """
+    return (index + int(generator.integers(1, num))) % num if num > 1 else index
 
 
 def stagger(sources_st: np.ndarray, overlap: float, sample_rate_hz: int, generator: np.random.Generator) -> np.ndarray:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,13 +22,12 @@ from audiolab.errors import UndefinedMetricError
 from audiolab.metrics.interval import mean_interval
 from audiolab.reporting.gains import before_and_after, gain_bars, gain_histogram
 from audiolab.reporting.tables import breakdowns
+from audiolab.tasks.separation.snr_bins import SNR_EDGES_DB, bin_names
 
 MEANS = ("si_sdri", "sdri", "si_sdr", "sdr", "snr", "si_sdr_mixture")
-BINS_DB = (-10.0, -5.0, -2.5, 0.0, 2.5, 5.0, 10.0)
-"""Where the SNRs of single sources are divided."""
 _SHOWN = ("sdri", "si_sdr", "si_sdr_mixture")  # in tables by condition, beside SI-SDRi
 _UNKNOWN = "-"  # a talker
-_OVERLAPS = (0.2, 0.4, 0.6, 0.8)
+_OVERLAPS_PERCENT = (20.0, 40.0, 60.0, 80.0)
 
 Cells = Iterator[tuple[str, float]]
 
@@ -139,14 +137,12 @@ def _means(part: pd.DataFrame) -> Cells:
 def _tables(heard: pd.DataFrame) -> Cells:
     """Mixtures by number of talkers, genders and overlap, where they differ, and single sources by their SNR."""
     sources = sources_of(heard)
-    yield from _by("snr", _bins(sources["si_sdr_mixture"], BINS_DB, "{:g}"), sources, "talkers")
+    yield from _by("snr", _bins(sources["si_sdr_mixture"], SNR_EDGES_DB), sources, "talkers")
     for column in ("num_speakers", "genders"):
         if column in heard and heard[column].nunique() > 1:
             yield from _by(column, heard[column].astype("category"), heard)
     if "overlap" in heard and heard["overlap"].nunique() > 1:
-        yield from _by(
-            "overlap_percent", _bins(100 * heard["overlap"], [100 * edge for edge in _OVERLAPS], "{:.0f}"), heard
-        )
+        yield from _by("overlap_percent", _bins(100 * heard["overlap"], _OVERLAPS_PERCENT), heard)
 
 
 def _by(group: str, member: pd.Series, table: pd.DataFrame, counted: str = "mixtures") -> Cells:
@@ -161,12 +157,9 @@ def _by(group: str, member: pd.Series, table: pd.DataFrame, counted: str = "mixt
             yield from ((f"{group}/{name}/{key}", value) for key, value in cells.items())
 
 
-def _bins(values: pd.Series, edges: list[float] | tuple[float, ...], form: str) -> pd.Series:
+def _bins(values: pd.Series, edges: Sequence[float]) -> pd.Series:
     """Sort values into bins, named by their ends, the lowest first."""
-    texts = [form.format(edge) for edge in edges]
-    inner = [f"{low} to {high}" for low, high in pairwise(texts)]
-    names = [f"below {texts[0]}", *inner, f"from {texts[-1]}"]
-    return pd.cut(values, [-math.inf, *edges, math.inf], right=False, labels=names)
+    return pd.cut(values, [-math.inf, *edges, math.inf], right=False, labels=bin_names(edges))
 
 
 def _kinds(sources: pd.DataFrame) -> list[str] | None:

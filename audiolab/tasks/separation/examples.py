@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from audiolab.audio.level import rms_gain
+from audiolab.audio.level import peak_gain, rms_gain
 from audiolab.reporting.example import Example
 from audiolab.reporting.spectrograms import Panel, spectrograms
 
 LEVEL_DBFS = -25.0
-LARGEST_PEAK = 0.99
 _WORDS = {0.0: "worst", 0.5: "median", 1.0: "best"}
 
 
@@ -76,5 +75,5 @@ def _like(estimate: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def _gain(mixture: np.ndarray, *others: np.ndarray) -> float:
     """Return the one gain that brings the mixture to its level and leaves no sample of any signal beyond full scale."""
     peak = max(float(np.abs(wave).max()) for wave in (mixture, *others))
-    gain = float(rms_gain(mixture, LEVEL_DBFS)[0])
-    return min(gain, LARGEST_PEAK / peak) if peak > 0 else gain
+    gain = float(rms_gain(mixture, LEVEL_DBFS, peak_limit=np.inf)[0])
+    return gain * peak_gain(gain * peak)

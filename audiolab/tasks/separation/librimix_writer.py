@@ -27,8 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from audiolab.audio.io import read_audio, write_audio
-from audiolab.audio.level import rms_gain
-from audiolab.audio.mixing import LIMITED_PEAK, fit_lengths, mean_power, snr_gain
+from audiolab.audio.mixing import fit_lengths, mean_power, mixing_gains
 from audiolab.errors import InputError
 from audiolab.training.preparation import write_whole
 
@@ -54,7 +53,7 @@ class Utterance:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class PlannedMixture:
     """Utterances that are to be mixed; `snrs_db` are the levels of the first one over each of the others."""
 
     utterances: tuple[Utterance, ...]
@@ -72,7 +71,7 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class LibriMixFolder:
     """Where and in which form mixtures are written; `level_dbfs` is the RMS of every mixture."""
 
     folder: Path
@@ -91,7 +90,7 @@ class Corpus:
         """The folder of the mixtures, relative to the corpus."""
         return f"{self.name}/wav{self.sample_rate_hz // 1000}k/{self.mode}"
 
-    def mixture_path(self, set_name: str, part: str, mixture: Mixture) -> str:
+    def mixture_path(self, set_name: str, part: str, mixture: PlannedMixture) -> str:
         """Return the file of a mixture (part `mix_clean`) or of one of its sources (`s1` ...) in the corpus."""
         return f"{self.audio_folder}/{SETS[set_name][1]}/{part}/{mixture.id}.wav"
 
@@ -107,7 +106,7 @@ def draw_mixtures(
     num_speakers: int,
     snr_db: tuple[float, float],
     generator: np.random.Generator,
-) -> list[Mixture]:
+) -> list[PlannedMixture]:
     """Draw `num` different mixtures of different talkers, every utterance about equally often.
 
     The levels of the first utterance over the others are uniform in `snr_db`. Raises InputError where these utterances
@@ -118,7 +117,7 @@ def draw_mixtures(
     >>> len({mixture.id for mixture in drawn})
     12
     """
-    drawn: list[Mixture] = []
+    drawn: list[PlannedMixture] = []
     seen: set[frozenset[str]] = set()
     waiting: list[Utterance] = []
     while len(drawn) < num:
@@ -136,7 +135,7 @@ def draw_mixtures(
             waiting.remove(utterance)
         seen.add(frozenset(utterance.id for utterance in group))
         levels = tuple(float(level) for level in generator.uniform(*snr_db, num_speakers - 1))
-        drawn.append(Mixture(tuple(group), levels))
+        drawn.append(PlannedMixture(tuple(group), levels))
     return drawn
 
 
@@ -156,7 +155,7 @@ def _group(waiting: Sequence[Utterance], num_speakers: int, seen: set[frozenset[
     return None
 
 
-def write_mixture(corpus: Corpus, set_name: str, mixture: Mixture) -> dict[str, Any]:
+def write_mixture(corpus: LibriMixFolder, set_name: str, mixture: PlannedMixture) -> dict[str, Any]:
     """Mix, write mixture and sources, and return a row of facts: gains, and the SNR of every source.
 
     The SNR that was drawn holds for what is mixed, silence included; a source that is all but silent in it (20 dB
@@ -167,7 +166,8 @@ def write_mixture(corpus: Corpus, set_name: str, mixture: Mixture) -> dict[str, 
         for one in mixture.utterances
     ]
     placed_st = fit_lengths(waves, corpus.mode)
-    gains_s = mixing_gains(placed_st, waves, mixture.snrs_db, corpus.level_dbfs)
+    powers_s = audible_powers(placed_st, waves)
+    gains_s = mixing_gains(placed_st, mixture.snrs_db, corpus.level_dbfs, powers_s)
     sources_st = np.round(gains_s[:, None] * placed_st * _FULL_SCALE)
     signals = [sources_st.sum(0), *sources_st]
     for part, signal in zip(corpus.parts, signals, strict=True):
@@ -179,24 +179,16 @@ def write_mixture(corpus: Corpus, set_name: str, mixture: Mixture) -> dict[str, 
     return {"gains": [round(float(gain), 8) for gain in gains_s], "snrs_db": [round(float(snr), 4) for snr in snrs_db]}
 
 
-def mixing_gains(
-    placed_st: np.ndarray, waves: Sequence[np.ndarray], snrs_db: Sequence[float], level_dbfs: float
-) -> np.ndarray:
-    """Return one gain a source: for the SNRs of the first over the others, times one for all for level and peak."""
-    powers = np.maximum(mean_power(placed_st), [float(mean_power(wave)) * 10 ** (-_FAINT_DB / 10) for wave in waves])
-    gains = [snr_gain(powers[0], power, snr) for power, snr in zip(powers[1:], snrs_db, strict=True)]
-    gains_s = np.array([1.0, *gains])
-    gains_s = gains_s * rms_gain((gains_s[:, None] * placed_st).sum(0), level_dbfs, peak_limit=np.inf)
-    scaled_st = gains_s[:, None] * placed_st
-    peak = max(float(np.abs(scaled_st.sum(0)).max()), float(np.abs(scaled_st).max()))
-    return gains_s * min(1.0, LIMITED_PEAK / peak)  # 0.99 leaves room for the rounding to 16 bits
+def audible_powers(placed_st: np.ndarray, waves: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the mean powers of sources as placed, none more than 20 dB below that of its whole utterance."""
+    return np.maximum(mean_power(placed_st), [float(mean_power(wave)) * 10 ** (-_FAINT_DB / 10) for wave in waves])
 
 
 def write_lists(
-    corpus: Corpus,
+    corpus: LibriMixFolder,
     set_name: str,
     utterances: Iterable[Utterance],
-    mixtures: Sequence[Mixture],
+    mixtures: Sequence[PlannedMixture],
     facts: Sequence[dict[str, Any]],
 ) -> None:
     """Write the lists of a set; `facts` are those of `write_mixture`, in the order of the mixtures."""

@@ -18,7 +18,7 @@ from audiolab.training.items import Item, Utterances
 
 Short = Literal["pad", "repeat"]
 TRIES = 10  # windows that are drawn until every source is heard in one
-PAUSE_DB = 40.0  # a source this far below the loudest one is not heard
+PAUSE_DB = 40.0  # what is this far below a source, or below its own recording, is a pause of it
 
 
 class Mixtures(Utterances):
@@ -146,4 +146,13 @@ def all_heard(sources_st: np.ndarray) -> bool:
     False
     """
     powers = mixing.mean_power(sources_st)
-    return bool(powers.min() > max(10 ** (SILENCE_DBFS / 10), powers.max() * 10 ** (-PAUSE_DB / 10)))
+    return is_heard(float(powers.min()), float(powers.max()))
+
+
+def is_heard(power: float, beside: float) -> bool:
+    """Whether a signal of mean power `power` is no pause beside one of another: not silent, nor 40 dB below it.
+
+    >>> is_heard(1e-6, beside=1e-3), is_heard(1e-6, beside=1e-1)
+    (True, False)
+    """
+    return power > max(10 ** (SILENCE_DBFS / 10), beside * 10 ** (-PAUSE_DB / 10))

@@ -21,9 +21,9 @@ from audiolab.reporting.example import Example
 from audiolab.tasks.separation.evaluation import figures_of, metrics_of
 from audiolab.tasks.separation.examples import chosen_examples, example_of
 from audiolab.tasks.separation.losses import Criterion
+from audiolab.tasks.separation.prediction import COLUMNS, RecordingSeparation, add_options, legend
 from audiolab.tasks.separation.scoring import numbers_of, order_of
 from audiolab.tasks.separation.separator import SPEAKERS, Separator
-from audiolab.tasks.separation.talkers import COLUMNS, Applied, add_options, legend
 from audiolab.training.data import SpeechData
 from audiolab.training.optim import Optimization
 from audiolab.training.task import Batch, Known, Prediction, Task
@@ -188,7 +188,7 @@ class SpeechSeparation(Task):
         plots: bool,
         **options: Any,
     ) -> Prediction:
-        """Write a WAV file for each talker, and say how loud each is: `talkers.Applied.predict`."""
+        """Write a WAV file for each talker, and say how loud each is: `prediction.RecordingSeparation.predict`."""
         return self._applied(batch_size=batch_size, **options).predict(recording, scratch, sample_format, plots=plots)
 
     @classmethod
@@ -200,8 +200,8 @@ class SpeechSeparation(Task):
         """Say what is written; refuse options that do not fit each other or the model."""
         return legend(self._applied(**options), plots)
 
-    def _applied(self, **options: Any) -> Applied:
-        return Applied(self.model, self.sample_rate_hz, self.device, **options)
+    def _applied(self, **options: Any) -> RecordingSeparation:
+        return RecordingSeparation(self.model, self.sample_rate_hz, self.device, **options)
 
 
 def _improvement(estimate_bst: Tensor, sources_bst: Tensor, mixture_bt: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from audiolab.reporting.plots import DPI, GRID, SYSTEM_COLOURS
-from audiolab.tasks.separation.librimix_writer import Mixture, Mode
+from audiolab.tasks.separation.librimix_writer import Mode, PlannedMixture
 
 _NUM_BINS = 40
 
 
 def prepared_picture(
-    mixtures: Mapping[str, Sequence[Mixture]],
+    mixtures: Mapping[str, Sequence[PlannedMixture]],
     facts: Mapping[str, Sequence[dict[str, Any]]],
     sample_rate_hz: int,
     mode: Mode,

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from audiolab.audio.level import SILENCE_DBFS
+from audiolab.audio.level import SILENCE_DBFS, peak_gain
 from audiolab.audio.recording import Recording
-from audiolab.audio.writing import SUBTYPES, SampleFormat, WaveWriter, peak_gain, rewrite
+from audiolab.audio.writing import SUBTYPES, SampleFormat, WaveWriter, rewrite
 from audiolab.errors import InputError
 from audiolab.reporting.running_spectrogram import RunningSpectrogram
 from audiolab.reporting.spectrograms import level_panels
@@ -65,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Applied:
+class RecordingSeparation:
     """A model, its rate, and how it is applied: in chunks (None: `CHUNK_S`), or with `streaming` as one stream.
 
     Raises InputError for options that do not fit each other or the model.
@@ -157,7 +157,7 @@ class Applied:
         return Prediction(values, sentence, kept)
 
 
-def legend(applied: Applied, plots: bool) -> str:
+def legend(applied: RecordingSeparation, plots: bool) -> str:
     """Say what is written."""
     how = "as one stream" if applied.streaming else f"in chunks of {applied.chunking.chunk_s:g} s"
     pictures = ", spectrograms/<name>.png" if plots else ""
