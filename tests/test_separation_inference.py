@@ -181,11 +181,11 @@ def test_a_stream_is_the_causal_model_at_the_level_of_the_mixture(talk):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"chunk_s": 0.0}, "--chunk-s 0: give a positive number"),
+        ({"chunk_s": 0.0}, r"chunk_s=0 \(--chunk-s\): give a positive number"),
         ({"hop_s": -1.0}, r"hop_s=-1 \(--hop-s\): give a positive number"),
         ({"hop_s": 8.0}, r"hop_s=8 \(--hop-s\) does not fit chunks of 8 s"),
         ({"chunk_s": 2.0, "hop_s": 3.0}, r"hop_s=3 \(--hop-s\) does not fit chunks of 2 s"),
-        ({"batch_size": 0}, "--batch-size 0: give 1 or more"),
+        ({"batch_size": 0}, r"batch_size=0 \(--batch-size\): give 1 or more"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict, expected: str):
@@ -286,9 +286,10 @@ def test_the_time_of_writing_is_not_in_the_file(tmp_path: Path, monkeypatch, lim
     with WaveWriter(tmp_path / "a.wav", 8000, len(wave)) as writer:
         writer.write(wave)
     written, stamped = (tmp_path / "a.wav").read_bytes(), bytearray(kept.read_bytes())
-    time = stamped.index(b"PEAK") + 12
-    assert int.from_bytes(stamped[time : time + 4], "little") > 1.7e9  # as libsndfile writes it
-    stamped[time : time + 4] = bytes(4)
+    if limit > 100:  # RF64 has no such chunk
+        time = stamped.index(b"PEAK") + 12
+        assert int.from_bytes(stamped[time : time + 4], "little") > 1.7e9  # as libsndfile writes it
+        stamped[time : time + 4] = bytes(4)
     assert written == stamped
     assert soundfile.read(tmp_path / "a.wav", dtype="float32")[0].tolist() == wave.tolist()
 

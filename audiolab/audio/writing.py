@@ -17,7 +17,7 @@ SUBTYPES: dict[SampleFormat, str] = {"float": "FLOAT", "pcm16": "PCM_16", "pcm24
 BYTES: dict[SampleFormat, int] = {"float": 4, "pcm16": 2, "pcm24": 3}
 _FULL_WAV_BYTES = 2**32 - 2**16  # of a RIFF header's 32 bits; longer files get the 64 bits of RF64
 _BLOCK_SAMPLES = 2**18
-_BYTES_BEFORE_CHUNKS = 12  # RIFF or RF64, the size, WAVE
+_BYTES_BEFORE_CHUNKS = 12  # RIFF, the size, WAVE
 
 
 class WaveWriter:
@@ -75,7 +75,7 @@ class WaveWriter:
 def _clear_time_of_writing(path: Path) -> None:
     """Set the time in a WAV file's PEAK chunk to 0, so that the same samples give the same bytes whenever written.
 
-    libsndfile writes the chunk for floats; soundfile cannot switch it off. Chunks are an id, a size and the content;
+    libsndfile writes the chunk for floats, but not in RF64; soundfile cannot switch it off. Chunks are an id, a size and the content;
     that of PEAK begins with a version and the time, four bytes each.
     """
     with path.open("r+b") as file:
