@@ -75,8 +75,8 @@ class WaveWriter:
 def _clear_time_of_writing(path: Path) -> None:
     """Set the time in a WAV file's PEAK chunk to 0, so that the same samples give the same bytes whenever written.
 
-    libsndfile writes the chunk for floats, but not in RF64; soundfile cannot switch it off. Chunks are an id, a size and the content;
-    that of PEAK begins with a version and the time, four bytes each.
+    libsndfile writes the chunk for floats, but not in RF64; soundfile cannot switch it off. Chunks are an id, a size
+    and the content; that of PEAK begins with a version and the time, four bytes each.
     """
     with path.open("r+b") as file:
         file.seek(_BYTES_BEFORE_CHUNKS)
