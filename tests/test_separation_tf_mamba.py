@@ -13,6 +13,8 @@ from audiolab.errors import InputError
 from audiolab.metrics.separation import pit, si_sdr, si_sdr_improvement
 from audiolab.tasks.separation.model import ConvTasNet
 from audiolab.tasks.separation.tf_mamba import TFMamba
+from audiolab.training.optim import Optimization
+from audiolab.training.schedules import Constant
 
 
 def small(**options: object) -> TFMamba:
@@ -78,6 +80,17 @@ def test_the_options_tell_how_large_it_is() -> None:
     assert composed["sample_rate_hz"] == 16000
     count = sum(weight.numel() for weight in build.build(composed).parameters())
     assert f"{count:,} parameters for two speakers" in header
+
+
+def test_the_documented_group_without_decay_is_all_but_the_matrices() -> None:
+    schedule = Constant(warmup=0.0, warmup_start=1.0)
+    no_decay = {"contains": ["bias", "norm", "A_log", ".D"], "weight_decay": 0.0}
+    optimization = Optimization(1e-3, 0.01, (0.9, 0.999), 1e-8, schedule, {"no_decay": no_decay})
+    model = small()
+    free, rest = (optimization.assign(model)[group] for group in (*optimization.groups, optimization.rest))
+    A_logs = {id(weight) for name, weight in model.named_parameters() if name.endswith("A_log")}
+    assert len(A_logs) == 2 and A_logs <= {id(weight) for weight in free}
+    assert all(weight.ndim < 2 or id(weight) in A_logs for weight in free) and all(weight.ndim > 1 for weight in rest)
 
 
 def test_it_is_far_smaller_than_conv_tasnet() -> None:

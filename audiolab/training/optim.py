@@ -47,6 +47,8 @@ class Optimization:
     whose patterns it contains, else `rest`. So `contains: [lora_]`, named before a group of the encoder's prefix, takes
     the LoRA adapters out of it. Rate and decay that a group does not say are those of `rest`, its `schedule` holds the
     options in which it differs from the schedule of all; a group that matches nothing is an error unless `optional`.
+    Decay is of every parameter: `contains: [bias, norm, A_log, .D]` and `weight_decay: 0` exempt those that are no
+    matrices in a model of Mamba layers.
     """
 
     def __init__(
