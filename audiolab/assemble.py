@@ -198,7 +198,7 @@ def make_trainer(config: dict[str, Any], callbacks: Sequence[L.Callback] = (), *
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise InputError(
             f"the trainer options cannot be used here: {str(error).strip().splitlines()[0]} "
-            "(trainer=auto takes what the machine has)"
+            "(trainer=auto takes what the machine has; to look at the run on this one, add trainer=cpu plan=true)"
         ) from error
     out_of_memory.check_trainer(config, trainer)
     return trainer

@@ -44,14 +44,15 @@ def main(argv: Sequence[str]) -> int:
     overrides = conf.quoted(arguments.overrides)
     name = conf.value_of(overrides, "name") or conf.default_recipe(overrides)
     config = conf.compose_run(overrides, conf.check_name(name), arguments.config_dir)
-    facts = prepare(config)
-    if facts is not None:
+    preparation = prepare(config)
+    if preparation is not None:
         flag = ["--config-dir", arguments.config_dir] if arguments.config_dir else []
-        print(f"to train on it: python -m audiolab.run {shlex.join([*arguments.overrides, *flag])}")
+        further = _further_options(preparation, config, overrides)
+        print(f"to train on it: python -m audiolab.run {shlex.join([*arguments.overrides, *further, *flag])}")
     return 0
 
 
-def prepare(config: dict[str, Any]) -> Facts | None:
+def prepare(config: dict[str, Any]) -> Preparation | None:
     """Make the data of a composed config ready and tell what came of it; None where it is read as it lies.
 
     Raises InputError for options that do not fit, other options than the folder was begun with, and a disk that is too
@@ -74,7 +75,19 @@ def prepare(config: dict[str, Any]) -> Facts | None:
     else:
         facts = _make(preparation)
     _tell(preparation, facts)
-    return facts
+    return preparation
+
+
+def _further_options(preparation: Preparation, config: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Return what a run on the data needs beside the options of the command, whose own choices stay."""
+    from omegaconf import OmegaConf
+
+    composed = OmegaConf.create(config)
+    return [
+        f"{option}={value}"
+        for option, value in preparation.options_of_a_run.items()
+        if OmegaConf.select(composed, option) != value and conf.value_of(overrides, option) is None
+    ]
 
 
 def _make(preparation: Preparation) -> Facts:

@@ -68,6 +68,12 @@ def print_breakdowns(results: dict[str, dict[str, float]], headline: dict[str, s
             terminal.print(table)
 
 
+def print_intervals(results: dict[str, dict[str, float]], task: type[Task]) -> None:
+    """Print the headline metrics of all sets as one table, where one of them has an interval: plain lines have none."""
+    if any(f"{name}_low" in metrics for metrics in results.values() for name in task.headline):
+        console().print(results_table(results, task.headline, "with 95 % intervals"))
+
+
 def print_headline(results: dict[str, dict[str, float]], task: type[Task]) -> None:
     """Print the headline metrics as plain lines, one a line, under the set's name where there are several."""
     for set_name, metrics in results.items():

@@ -50,13 +50,14 @@ def test(
     check_writable(folder)
     from audiolab import build, engine
     from audiolab.launch import in_processes
-    from audiolab.results import print_breakdowns, print_headline
+    from audiolab.results import print_breakdowns, print_headline, print_intervals
 
     evaluate = partial(engine.evaluate_run, add=out is None)
     results = in_processes(evaluate, num_processes(config["trainer"]), str(run.path), config, sets, str(folder))
     if rank() == 0:
         task = build.locate(config["module"]["_target_"])
         print_breakdowns(results, task.headline)
+        print_intervals(results, task)
         print_headline(results, task)
         print(f"scores and plots: {folder}")
     return results

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,12 +21,13 @@ import pytest
 import soundfile
 from test_separation_demo import digest, lists, steps
 
-from audiolab import config, prepare
+from audiolab import assemble, config, prepare
 from audiolab.errors import InputError, Preempted, RunError
 from audiolab.preflight import disk
 from audiolab.tasks.separation.aishell3 import Aishell3Data
 from audiolab.tasks.separation.aishell3_lists import Speaker, choose_speakers, read_speakers
-from audiolab.tasks.separation.librimix_writer import SETS
+from audiolab.tasks.separation.librimix_writer import SETS, PlannedMixture, Utterance
+from audiolab.tasks.separation.prepared_picture import draw_prepared, speakers_in
 from audiolab.training.preparation import Facts, Made, Preparation, Work
 
 NUMBERS = {"train": 150, "dev": 10, "test": 10}
@@ -145,6 +148,7 @@ def test_a_finished_one_is_told_and_left_alone(
     shown = capsys.readouterr().out
     assert f"prepared already, nothing was done: {made}" in shown
     assert "to train on it: python -m audiolab.run task=separation data=separation/aishell3 data.root=" in shown
+    assert "model.num_speakers" not in shown  # has two talkers already
     assert "5 / 9" in shown and "utterances are several short ones in a row" in shown
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
     with pytest.raises(
@@ -211,7 +215,9 @@ def build(section: dict[str, Any]) -> Aishell3Data:
     return Aishell3Data(**{key: value for key, value in section.items() if key != "_target_"})
 
 
-def test_three_speakers_of_44100_hz_of_the_longest_length(small: Path, tmp_path: Path):
+def test_three_speakers_of_44100_hz_of_the_longest_length(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     for path in (small / "train/wav").rglob("*.wav"):
         wave, _ = soundfile.read(path)
         stereo = np.repeat(np.repeat(wave, 3)[:, None], 2, 1) if path.stem.endswith("1") else np.repeat(wave, 3)
@@ -223,7 +229,13 @@ def test_three_speakers_of_44100_hz_of_the_longest_length(small: Path, tmp_path:
     more = ["data.variant.length=max", "data.sample_rate_hz=8000", "data.mixtures.short=skip", "data.mixtures.min_s=1"]
     numbers = ["data.mixtures.speakers.dev=2", "data.mixtures.speakers.test=2", "data.mixtures.speakers.train=null"]
     copy_speakers(small, 4)
-    assert prepare.main(options(small, folder, *TWO_EACH, *numbers, *more, *three, "data.num_speakers=3")) == 0
+    command = options(small, folder, *TWO_EACH, *numbers, *more, *three, "data.num_speakers=3")
+    assert prepare.main(command) == 0
+    [told] = re.findall(r"to train on it: python -m audiolab.run (.*)", capsys.readouterr().out)
+    task_and_data = assemble.prepare(config.compose_run(shlex.split(told), "x"))  # the model fits
+    assert task_and_data[0].num_speakers == 3 and told.endswith(" model.num_speakers=3")
+    assert prepare.main([*command, "model.num_speakers=4"]) == 0
+    assert re.findall(r"model.num_speakers=\d", capsys.readouterr().out) == ["model.num_speakers=4"]
     row = pd.read_csv(folder / "Libri3Mix/wav8k/max/metadata/mixture_test_mix_clean.csv").iloc[0]
     parts = [steps(folder / row[name]) for name in ("mixture_path", *(f"source_{n}_path" for n in (1, 2, 3)))]
     assert np.array_equal(parts[0], sum(parts[1:])) and {len(part) for part in parts} == {row["length"]}
@@ -475,3 +487,23 @@ def test_help_needs_no_torch_and_what_is_read_as_it_lies_is_said(
     la_mini = shared / "data/la_mini"
     assert prepare.main(["task=asvspoof", "data=asvspoof/la_mini", f"data.root={la_mini}"]) == 0
     assert capsys.readouterr().out == f"nothing to prepare: {la_mini} is read as it lies\n"
+
+
+def test_the_picture_tells_all_speakers_from_those_heard_and_nothing_is_cut_off():
+    said = {name: [Utterance(f"{name}{n}", f"{name}{n}", "F", "", 16000) for n in range(4)] for name in SETS}
+    mixtures = {name: [PlannedMixture(tuple(found[:2]), (0.0,))] * 2 for name, found in said.items()}
+    facts = {name: [{"snrs_db": [1.0]}] * 2 for name in SETS}
+    assert speakers_in(mixtures["dev"]) == {"dev0": 2, "dev1": 2}
+    figure = draw_prepared(
+        mixtures, facts, {"train": 14, "dev": 2, "test": 3}, 16000, "min", "mixtures of " + 9 * "long "
+    )
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "train: 2 mixtures, 2 of 14 speakers",
+        "dev: 2 mixtures, 2 speakers",
+        "test: 2 mixtures, 2 of 3 speakers",
+    ]
+    figure.canvas.draw()
+    drawn, page = legend.get_window_extent(), figure.bbox
+    assert drawn.x0 > page.x0 and drawn.x1 < page.x1 and drawn.y0 >= page.y0
+    assert all(float(tick).is_integer() for axes in figure.axes for tick in axes.get_yticks())

@@ -15,7 +15,7 @@ from audiolab.audio.level import PEAK_LIMIT
 from audiolab.errors import UndefinedMetricError
 from audiolab.metrics.interval import mean_interval
 from audiolab.metrics.separation import sdr, si_sdr, snr
-from audiolab.reporting.gains import gain_histogram
+from audiolab.reporting.gains import gain_bars, gain_histogram
 from audiolab.reporting.scores import read_scores, write_scores
 from audiolab.tasks.separation.evaluation import figures_of, metrics_of, sources_of
 from audiolab.tasks.separation.examples import chosen_examples, example_of
@@ -60,7 +60,9 @@ def test_a_row_has_what_the_metrics_say_in_float64(speech: tuple[torch.Tensor, t
         assert row["silent_references"] == 0
 
 
-def test_silent_references_are_left_out_of_every_mean_and_counted(speech: tuple[torch.Tensor, torch.Tensor]):
+def test_silent_references_are_left_out_of_every_mean_counted_and_told(
+    speech: tuple[torch.Tensor, torch.Tensor], caplog: pytest.LogCaptureFixture
+):
     mixture_bt, sources_bst = speech[0].clone(), speech[1].clone()
     sources_bst[1, 0] = 0.0
     sources_bst[2] = 0.0
@@ -69,7 +71,14 @@ def test_silent_references_are_left_out_of_every_mean_and_counted(speech: tuple[
     assert [row["silent_references"] for row in rows] == [0, 1, 2]
     assert rows[1]["si_sdr"] == rows[1]["si_sdr_2"] and math.isnan(rows[1]["si_sdr_1"])
     table = pd.DataFrame([{"id": f"m{i}", **row} for i, row in enumerate(rows)])
-    metrics = metrics_of(table)
+    with caplog.at_level("WARNING"):
+        metrics = metrics_of(table)
+        table.attrs["headline_only"] = True
+        metrics_of(table)  # an epoch of training says nothing
+    assert [record.getMessage() for record in caplog.records] == [
+        "scores: 3 references of 2 of the 3 mixtures are silent, so that they have no ratio, and the means "
+        "leave them out"
+    ]
     assert metrics["silent_references"] == 3 and metrics["num_mixtures"] == 2
     assert metrics["si_sdri"] == pytest.approx((rows[0]["si_sdri"] + rows[1]["si_sdri"]) / 2, abs=1e-12)
     assert not [name for name, value in metrics.items() if math.isnan(value)]
@@ -191,3 +200,13 @@ def test_examples_are_the_worst_to_the_best_and_in_training_always_the_same():
 def test_what_was_made_worse_is_set_apart_in_the_histogram():
     labels = gain_histogram([-1.0, 4.0, 6.0, 7.0], 4.0, (1.0, 7.0), "SI-SDRi", "Mixtures").axes[0]
     assert [text.get_label() for text in labels.containers] == ["better: 75.0 %", "worse: 25.0 %"]
+
+
+def test_an_interval_of_few_talkers_does_not_set_the_axis():
+    names, values, intervals = ["below -10", "-10 to 0", "from 0"], [4.0, 6.0, 5.0], [(-9, 22), (5, 7), (4, 6)]
+    [axes] = gain_bars(names, values, intervals, [2, 40, 41], "SI-SDRi", "SNR (dB)").axes
+    assert axes.get_ylim()[0] > -1 and axes.get_ylim()[1] < 8 and "interval" in axes.get_ylabel()
+    drawn = [segment for one in axes.collections for segment in one.get_segments() if np.size(segment)]
+    assert [segment[:, 1].tolist() for segment in drawn] == [[5, 7], [4, 6]]
+    [axes] = gain_bars(names[:1], values[:1], intervals[:1], [2], "SI-SDRi", "SNR (dB)").axes
+    assert "interval" not in axes.get_ylabel()

@@ -174,18 +174,18 @@ def test_a_stream_is_the_causal_model_at_the_level_of_the_mixture(talk):
         gain = float(one @ other / (other @ other))
         assert close(one, gain * other, 1e-5)
     assert np.linalg.norm(found.sum(0) - wave) <= np.linalg.norm(offline.sum(0) - wave) + 1e-3
-    with pytest.raises(InputError, match="--streaming needs a causal model"):
+    with pytest.raises(InputError, match=r"streaming=True \(--streaming\) needs a causal model"):
         RecordingSeparation(tiny(), RATE, streaming=True)
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"chunk_s": 0.0}, "--chunk-s 0: give a positive number"),
-        ({"hop_s": -1.0}, "--hop-s -1: give a positive number"),
-        ({"hop_s": 8.0}, "--hop-s 8 does not fit chunks of 8 s"),
-        ({"chunk_s": 2.0, "hop_s": 3.0}, "--hop-s 3 does not fit chunks of 2 s"),
-        ({"batch_size": 0}, "--batch-size 0: give 1 or more"),
+        ({"chunk_s": 0.0}, r"chunk_s=0 \(--chunk-s\): give a positive number"),
+        ({"hop_s": -1.0}, r"hop_s=-1 \(--hop-s\): give a positive number"),
+        ({"hop_s": 8.0}, r"hop_s=8 \(--hop-s\) does not fit chunks of 8 s"),
+        ({"chunk_s": 2.0, "hop_s": 3.0}, r"hop_s=3 \(--hop-s\) does not fit chunks of 2 s"),
+        ({"batch_size": 0}, r"batch_size=0 \(--batch-size\): give 1 or more"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict, expected: str):
@@ -277,6 +277,23 @@ def test_files_beyond_four_gigabytes_get_a_header_that_can_tell(tmp_path: Path, 
         assert soundfile.read(tmp_path / "a.wav", dtype="float32")[0].tolist() == wave[:num_samples].tolist()
 
 
+@pytest.mark.parametrize("limit", [writing._FULL_WAV_BYTES, 100])
+def test_the_time_of_writing_is_not_in_the_file(tmp_path: Path, monkeypatch, limit: int):
+    monkeypatch.setattr(writing, "_FULL_WAV_BYTES", limit)
+    wave = np.random.default_rng(0).uniform(-1, 1, 1000).astype(np.float32)
+    kept = tmp_path / "by_soundfile.wav"
+    soundfile.write(kept, wave, 8000, "FLOAT", format="WAV" if limit > 100 else "RF64")
+    with WaveWriter(tmp_path / "a.wav", 8000, len(wave)) as writer:
+        writer.write(wave)
+    written, stamped = (tmp_path / "a.wav").read_bytes(), bytearray(kept.read_bytes())
+    if limit > 100:  # RF64 has no such chunk
+        time = stamped.index(b"PEAK") + 12
+        assert int.from_bytes(stamped[time : time + 4], "little") > 1.7e9  # as libsndfile writes it
+        stamped[time : time + 4] = bytes(4)
+    assert written == stamped
+    assert soundfile.read(tmp_path / "a.wav", dtype="float32")[0].tolist() == wave.tolist()
+
+
 def test_a_disk_that_takes_no_more_is_an_error_of_its_file(tmp_path: Path):
     with pytest.raises(OSError) as caught:
         WaveWriter(tmp_path / "no" / "folder.wav", 8000, 10)
@@ -340,7 +357,7 @@ def test_predict_writes_what_infer_gives_for_files_of_every_kind(talk, run_folde
     assert "6 files, 1 of them could not be used" in shown
     rows = {Path(row["file"]).name: row for row in rows_of(out)}
     assert rows["stereo.wav"]["files"] == "stereo_spk1.wav;stereo_spk2.wav"
-    assert rows["silence.wav"]["levels_dbfs"] == "silent;silent"
+    assert rows["silence.wav"]["levels_dbfs"] == "silent;silent" and "1.00 s  2 talkers, silent\n" in shown
     assert rows["broken.wav"]["status"] == "error" and not rows["broken.wav"]["files"]
     assert rows["phone.flac"]["sample_rate"] == "8000" and "nothing above 4 kHz" in shown
     named = [rows[name]["files"].split(";")[0] for name in ("talk.wav", "Talk.flac")]
@@ -429,13 +446,22 @@ def test_a_causal_run_streams_and_another_refuses(talk, run_folder, tmp_path: Pa
     options = ["--streaming", "--plots", "--hop-s", "2", "-o", str(tmp_path / "out")]
     assert main([str(causal), str(tmp_path / "a.wav"), *options]) == 0
     assert "separated as one stream" in capsys.readouterr().out
-    assert "--hop-s have no effect with --streaming" in caplog.text
+    assert "hop_s (--hop-s) have no effect with streaming" in caplog.text
     found = audiolab.load(str(causal)).infer(torch.from_numpy(wave), RATE, streaming=True)["sources"]
     written = soundfile.read(tmp_path / "out" / "a_spk2.wav", dtype="float32")[0]
     assert close(written, found[1].numpy(), 1e-6)
     assert rows_of(tmp_path / "out")[0]["files"] == "a_spk1.wav;a_spk2.wav;spectrograms/a.png"
     assert (tmp_path / "out" / "spectrograms" / "a.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(InputError, match="--streaming needs a causal model"):
+    with pytest.raises(InputError, match=r"streaming=True \(--streaming\) needs a causal model"):
         main([str(run_folder()), str(tmp_path / "a.wav"), "--streaming"])
     settings = json.loads((tmp_path / "out" / "predictions.settings.json").read_text())
     assert settings["streaming"] is True and settings["sample_format"] == "float"
+
+
+def test_the_picture_of_a_recording_has_its_name(talk, tmp_path: Path):
+    soundfile.write(tmp_path / "call $1$.wav", talk(1).sum(0), RATE)
+    model = ConvTasNet(**TINY)
+    for source, title in ((tmp_path / "call $1$.wav", r"call \$1\$.wav"), (talk(1).sum(0).astype(np.float32), "")):
+        applied, recording = RecordingSeparation(model, RATE), Recording(source, RATE)
+        found = applied.predict(recording, tmp_path / f"scratch{bool(title)}", "float", plots=True)
+        assert found.files["spectrograms/*.png"].get_suptitle() == title

@@ -21,7 +21,7 @@ from audiolab.audio.io import read_audio
 from audiolab.errors import InputError
 from audiolab.folder import RunFolder
 from audiolab.reporting.scores import read_scores
-from audiolab.results import report
+from audiolab.results import print_headline, print_intervals, report
 from audiolab.tasks.separation.module import SpeechSeparation
 from audiolab.training.items import collate
 
@@ -114,10 +114,12 @@ def test_examples_are_what_the_table_says_to_the_ear(finished: Path):
 
     table = read_scores(finished / "scores/test.csv").set_index("id")
     heard = sounds(finished / "audio/test")
-    names = sorted({name.rpartition("_")[0] for name in heard})
-    assert names == sorted({table["si_sdri"].idxmin(), table["si_sdri"].idxmax()})
-    for name in names:
-        mix, *of = (torch.from_numpy(heard[f"{name}_{kind}"]) for kind in ("mix", "ref1", "ref2", "spk1", "spk2"))
+    names = {"worst": table["si_sdri"].idxmin(), "best": table["si_sdri"].idxmax()}
+    assert {name.rpartition("_")[0] for name in heard} == {f"{role}_{name}" for role, name in names.items()}
+    for role, name in names.items():
+        mix, *of = (
+            torch.from_numpy(heard[f"{role}_{name}_{kind}"]) for kind in ("mix", "ref1", "ref2", "spk1", "spk2")
+        )
         assert torch.allclose(of[0] + of[1], mix, atol=3 / 2**15)
         for number in (1, 2):
             found = si_sdr(of[number + 1].double(), of[number - 1].double()).item()
@@ -140,6 +142,22 @@ def test_loggers_can_play_the_examples(finished: Path):
     assert any(path.startswith("audio/test/worst/mix_") for path in played)
     wave, rate = read_audio(media / next(path for path in played if path.startswith("audio/test/worst/mix_")))
     assert rate == 16000 and len(wave) == 16000 and 0.01 < np.abs(wave).max() < 1
+
+
+def test_a_test_tells_intervals_beside_the_plain_lines(finished: Path, capsys: pytest.CaptureFixture[str]):
+    results = json.loads((finished / "metrics.json").read_text())
+    print_intervals(results, SpeechSeparation)
+    print_headline({"test": results["test"]}, SpeechSeparation)
+    shown = capsys.readouterr().out
+    value, low, high = (results["test"][f"si_sdri{end}"] for end in ("", "_low", "_high"))
+    assert f"{value:.2f} [{low:.2f}, {high:.2f}]" in shown and f"\nSI-SDRi {value:.2f} dB\n" in shown
+    print_intervals({"test": {"si_sdri": 3.0}}, SpeechSeparation)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_trainer_for_another_machine_names_how_to_look_at_the_run_on_this_one(tiny_mix: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="to look at the run on this one, add trainer=cpu plan=true"):
+        run.main(options(tiny_mix, tmp_path, "plan=true", "trainer.accelerator=tpu"))
 
 
 def test_the_next_step_that_a_run_names_is_the_tasks(finished: Path, capsys: pytest.CaptureFixture[str]):

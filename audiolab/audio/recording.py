@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import soxr
@@ -46,6 +47,11 @@ class Recording:
         else:
             info = audio_info(source)
             self.sample_rate, self.num_frames = info.sample_rate, info.num_frames
+
+    @property
+    def name(self) -> str:
+        """The name of the file; empty for an array."""
+        return "" if isinstance(self._source, np.ndarray) else Path(self._source).name
 
     @property
     def duration_s(self) -> float:

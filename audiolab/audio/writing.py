@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -16,13 +17,14 @@ SUBTYPES: dict[SampleFormat, str] = {"float": "FLOAT", "pcm16": "PCM_16", "pcm24
 BYTES: dict[SampleFormat, int] = {"float": 4, "pcm16": 2, "pcm24": 3}
 _FULL_WAV_BYTES = 2**32 - 2**16  # of a RIFF header's 32 bits; longer files get the 64 bits of RF64
 _BLOCK_SAMPLES = 2**18
+_BYTES_BEFORE_CHUNKS = 12  # RIFF, the size, WAVE
 
 
 class WaveWriter:
     """One channel into a WAV file whatever its suffix, block by block; keeps its level and peak.
 
-    Context manager. `num_samples`, the length to be expected, chooses RF64 for more than 4 GB. Raises OSError with the
-    file's name where it cannot be written, as on a full disk.
+    Context manager. `num_samples`, the length to be expected, chooses RF64 for more than 4 GB. The same samples give
+    the same bytes. Raises OSError with the file's name where it cannot be written, as on a full disk.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, WaveWriter(Path(folder) / "a.part", 8000, 200) as writer:
@@ -62,10 +64,29 @@ class WaveWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
+        if kind is None and self._file.subtype == "FLOAT":
+            _clear_time_of_writing(self.path)
 
     def _failed(self, error: BaseException) -> OSError:
         reason = str(error).rstrip(".") or "the disk took less than all"
         return OSError(errno.EIO, reason, str(self.path))
+
+
+def _clear_time_of_writing(path: Path) -> None:
+    """Set the time in a WAV file's PEAK chunk to 0, so that the same samples give the same bytes whenever written.
+
+    libsndfile writes the chunk for floats, but not in RF64; soundfile cannot switch it off. Chunks are an id, a size
+    and the content; that of PEAK begins with a version and the time, four bytes each.
+    """
+    with path.open("r+b") as file:
+        file.seek(_BYTES_BEFORE_CHUNKS)
+        while len(header := file.read(8)) == 8 and header[:4] != b"data":
+            if header[:4] == b"PEAK":
+                file.seek(4, os.SEEK_CUR)
+                file.write(bytes(4))
+                return
+            size = int.from_bytes(header[4:], "little")
+            file.seek(size + size % 2, os.SEEK_CUR)
 
 
 def rewrite(path: Path, gain: float, sample_format: SampleFormat) -> None:

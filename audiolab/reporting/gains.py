@@ -14,6 +14,7 @@ from audiolab.reporting.plots import BLUE, GRID, NUM_BINS, SKY, SYSTEM_COLOURS, 
 
 _MARKERS = ("o", "^", "s", "D", "v", "P")
 _SHARE_IN_VIEW = 0.005  # of the values at either end that an axis may leave out
+_FEWEST_WITH_INTERVAL = 5
 
 
 def gain_histogram(
@@ -110,6 +111,8 @@ def gain_bars(
 ) -> Figure:
     """One bar a condition, with its 95 % interval (low, high) where there is one and how many values it is of.
 
+    An interval of fewer than 5 values is left out: it says little, and can be so long that no bar is seen beside it.
+
     >>> figure = gain_bars(["below 0", "from 0"], [8.0, 5.0], [(7, 9), (4, 6)], [40, 41], "SI-SDRi", "SNR (dB)")
     >>> [text.get_text() for text in figure.axes[0].texts]
     ['40', '41']
@@ -118,6 +121,7 @@ def gain_bars(
     bounds = np.full((bars.size, 2), math.nan) if intervals_db is None else np.asarray(intervals_db, dtype=np.float64)
     if not len(names) or bars.shape != (len(names),) or bounds.shape != (len(names), 2) or len(sizes) != len(names):
         raise InputError(f"there are {len(names)} conditions and {bars.size} values: give one value a condition")
+    bounds = np.where(np.asarray(sizes)[:, None] < _FEWEST_WITH_INTERVAL, math.nan, bounds)
     figure, axes = new_figure(max(4.0, 1.2 + 0.75 * len(names)), 4.0, title)
     places = np.arange(len(names))
     axes.bar(places, bars, width=0.7, color=SKY, edgecolor=BLUE, linewidth=0.8, zorder=2)
@@ -135,7 +139,7 @@ def gain_bars(
     axes.set_xticks(places, [name.replace(" ", "\n", 1) if broken else name for name in names], fontsize=8)
     axes.tick_params(axis="x", length=0)
     axes.set_xlabel(condition)
-    axes.set_ylabel(f"{quantity} (dB)" + ("" if intervals_db is None else " with 95 % interval"))
+    axes.set_ylabel(f"{quantity} (dB)" + (" with 95 % interval" if np.isfinite(bounds).any() else ""))
     axes.grid(axis="y", **GRID)
     return figure
 

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
@@ -214,6 +215,18 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
+
+
+def plain_title(text: str, longest: int = 60) -> str:
+    """Return a text of a user, such as a file's name, as a picture can show it: in one line, in the font's characters.
+
+    >>> plain_title("a$b$ \\u4f60\\ud800.wav"), plain_title("abcdefgh", longest=5)
+    ('a\\\\$b\\\\$ ??.wav', 'ab...')
+    """
+    font = get_font(findfont(FontProperties()))
+    known = "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "?" for c in text)
+    short = known if len(known) <= longest else f"{known[: longest - 3]}..."
+    return short.replace("$", r"\$")  # no formula
 
 
 def new_figure(width_in: float, height_in: float, title: str) -> tuple[Figure, Axes]:

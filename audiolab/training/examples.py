@@ -21,8 +21,8 @@ from audiolab.training.task import Task
 def show_examples(trainer: L.Trainer, task: Task, set_name: str, table: pd.DataFrame, folder: Path) -> None:
     """Write what a task shows of the utterances it chose from a set, and send it to the loggers.
 
-    Sounds go to `audio/<set>/<id>_<sound>.wav`, pictures to `plots/<set>_<role>.png`; in training with the epoch in
-    the name. Every process runs the model, as a split one (FSDP) takes all of them; the first one writes.
+    Sounds go to `audio/<set>/<role>_<id>_<sound>.wav`, pictures to `plots/<set>_<role>.png`; in training with the epoch
+    in the name. Every process runs the model, as a split one (FSDP) takes all of them; the first one writes.
     """
     chosen = task.examples(table)
     if not chosen:
@@ -34,7 +34,7 @@ def show_examples(trainer: L.Trainer, task: Task, set_name: str, table: pd.DataF
     for role, example in examples.items():
         name = re.sub(r"[^\w.+-]", "_", example.id)[:120]  # ids of own lists may be paths
         for sound, wave in example.sounds.items():
-            path = folder / "audio" / set_name / epoch / f"{name}_{sound}.wav"
+            path = folder / "audio" / set_name / epoch / f"{role}_{name}_{sound}.wav"
             write_audio(path, wave, example.sample_rate, subtype="PCM_16")
         if example.figure is not None:
             save_figure(example.figure, folder / "plots" / f"{'_'.join(filter(None, (set_name, epoch, role)))}.png")

@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from rich.console import Console
@@ -49,6 +50,7 @@ class Preparation(ABC):
 
     `name` tells it from other folders, `choose_folder` is the option that gives another one. Nothing is read or
     written before `needed_mb` and `make`; `num_workers` processes share the work and change nothing of the result.
+    `options_of_a_run` are what a run has to be given so that it fits the data, such as {"model.num_speakers": 3}.
     """
 
     name: ClassVar[str]
@@ -56,6 +58,7 @@ class Preparation(ABC):
     folder: Path
     options: dict[str, Any]
     num_workers: int
+    options_of_a_run: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def needed_mb(self) -> float:

@@ -28,7 +28,7 @@ from audiolab.tasks.separation.librimix_writer import (
     write_lists,
     write_mixture,
 )
-from audiolab.tasks.separation.prepared_picture import prepared_picture
+from audiolab.tasks.separation.prepared_picture import draw_prepared, speakers_in, write_picture
 from audiolab.training.preparation import Facts, Made, Preparation, Work, chunks, write_whole
 
 _RECORDINGS_A_JOB = 50
@@ -75,6 +75,7 @@ class Aishell3Mixtures(Preparation):
             "length": mode,
             **asdict(mixtures),
         }
+        self.options_of_a_run = {"model.num_speakers": num_speakers}
 
     @cached_property
     def chosen(self) -> dict[str, list[Speaker]]:
@@ -124,9 +125,16 @@ class Aishell3Mixtures(Preparation):
             write_lists(self.corpus, set_name, utterances[set_name], mixtures, facts[set_name])
         write_whole(self.folder / "README.txt", self._readme())
         rate = self.corpus.sample_rate_hz
-        prepared_picture(drawn, facts, rate, self.corpus.mode, self.name, self.folder / "prepared.png")
+        chosen = {name: len(group) for name, group in self.chosen.items()}
+        picture = self.folder / "prepared.png"
+        write_picture(draw_prepared(drawn, facts, chosen, rate, self.corpus.mode, self.name), picture)
         rows = {name: self._row(drawn[name], facts[name], utterances[name], self.chosen[name]) for name in SETS}
-        return Facts(rows, [*remarks, f"picture: {self.folder / 'prepared.png'}"])
+        remarks += [
+            f"{len(unheard)} of {len(self.chosen[name])} speakers of {name} are in none of its mixtures"
+            for name, mixtures in drawn.items()
+            if (unheard := {one.id for one in self.chosen[name]} - speakers_in(mixtures).keys())
+        ]
+        return Facts(rows, [*remarks, f"picture: {picture}"])
 
     def _utterances(self, work: Work) -> tuple[dict[str, list[Utterance]], list[str]]:
         """Write what the chosen speakers say at the wanted rate; returns it by set, and what was left out in words."""

@@ -10,6 +10,7 @@ training, `sdr` and `sdri` of BSS-eval. A silent reference has no value: its cel
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from audiolab.metrics.interval import mean_interval
 from audiolab.reporting.gains import before_and_after, gain_bars, gain_histogram
 from audiolab.reporting.tables import breakdowns
 from audiolab.tasks.separation.snr_bins import SNR_EDGES_DB, bin_names
+
+log = logging.getLogger(__name__)
 
 MEANS = ("si_sdri", "sdri", "si_sdr", "sdr", "snr", "si_sdr_mixture")
 _SHOWN = ("sdri", "si_sdr", "si_sdr_mixture")  # in tables by condition, beside SI-SDRi
@@ -59,6 +62,13 @@ def metrics_of(table: pd.DataFrame) -> dict[str, float]:
     }
     if not table.attrs.get("headline_only"):
         values |= dict(_tables(heard))
+        if silent := int(values["silent_references"]):
+            mixtures = int((table["silent_references"] > 0).sum())
+            log.warning(
+                "%s: %d references of %d of the %d mixtures are silent, so that they have no ratio, and the means "
+                "leave them out",
+                *(set_name, silent, mixtures, len(table)),
+            )
     return {name: value for name, value in values.items() if not math.isnan(value)}
 
 

@@ -52,18 +52,19 @@ class Chunking:
 
     def samples(self, sample_rate_hz: int) -> tuple[int, int]:
         """Return the lengths of chunk and hop; raises InputError where they do not fit each other."""
-        for name, given_s in (("--chunk-s", self.chunk_s), ("--hop-s", self.hop_s)):
+        for name, given_s in (("chunk_s", self.chunk_s), ("hop_s", self.hop_s)):
             if given_s is not None and not 0 < given_s < math.inf:
-                raise InputError(f"{name} {given_s:g}: give a positive number of seconds")
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{name}={given_s:g} ({option}): give a positive number of seconds")
         chunk = round(self.chunk_s * sample_rate_hz)
         hop = max(1, round(HOP_SHARE * chunk)) if self.hop_s is None else round(self.hop_s * sample_rate_hz)
         if not 1 <= hop < chunk:
             raise InputError(
-                f"--hop-s {hop / sample_rate_hz:g} does not fit chunks of {self.chunk_s:g} s: give less than a chunk, "
-                "as speakers are followed by what two chunks share"
+                f"hop_s={hop / sample_rate_hz:g} (--hop-s) does not fit chunks of {self.chunk_s:g} s: give less than a "
+                "chunk, as speakers are followed by what two chunks share"
             )
         if self.batch_size < 1:
-            raise InputError(f"--batch-size {self.batch_size}: give 1 or more")
+            raise InputError(f"batch_size={self.batch_size} (--batch-size): give 1 or more")
         return chunk, hop
 
 

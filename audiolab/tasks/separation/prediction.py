@@ -26,6 +26,7 @@ from audiolab.audio.level import SILENCE_DBFS, peak_gain
 from audiolab.audio.recording import Recording
 from audiolab.audio.writing import SUBTYPES, SampleFormat, WaveWriter, rewrite
 from audiolab.errors import InputError
+from audiolab.reporting.plots import plain_title
 from audiolab.reporting.running_spectrogram import RunningSpectrogram
 from audiolab.reporting.spectrograms import level_panels
 from audiolab.tasks.separation.inference import CHUNK_S, Chunking, separate_recording, stream_recording
@@ -34,6 +35,8 @@ from audiolab.tasks.separation.separator import Separator
 from audiolab.training.task import Prediction
 
 log = logging.getLogger(__name__)
+
+_SILENT = "silent"
 
 COLUMNS: dict[str, type] = {
     "num_speakers": int,
@@ -83,11 +86,11 @@ class RecordingSeparation:
         self.chunking.samples(self.sample_rate_hz)
         if self.streaming and not (self.model.causal and hasattr(self.model, "stream")):
             raise InputError(
-                "--streaming needs a causal model, which hears nothing of the future: leave it out, or train one "
-                "(model=separation/conv_tasnet_causal)"
+                "streaming=True (--streaming) needs a causal model, which hears nothing of the future: leave it out, "
+                "or train one (model=separation/conv_tasnet_causal)"
             )
         if self.streaming and (self.chunk_s is not None or self.hop_s is not None):
-            log.warning("--chunk-s and --hop-s have no effect with --streaming, which has no chunks")
+            log.warning("chunk_s (--chunk-s) and hop_s (--hop-s) have no effect with streaming, which has no chunks")
 
     @property
     def chunking(self) -> Chunking:
@@ -146,14 +149,17 @@ class RecordingSeparation:
             "levels_dbfs": ";".join(shown),
             "gain_db": round(20 * math.log10(common), 3),
         }
-        sentence = f"{recording.duration_s:8.2f} s  {len(paths)} talkers at {', '.join(shown)} dBFS"
+        sentence = f"{recording.duration_s:8.2f} s  {len(paths)} talkers{_levels_in_words(shown)}"
         if common < 1:
             sentence += f"; all written {-values['gain_db']:.1f} dB softer, as {sample_format} would clip"
         if rate < self.sample_rate_hz:
             sentence += f"; at {rate} Hz it has nothing above {rate / 2000:g} kHz: trust this less"
         kept: dict[str, str | Figure | Path] = {f"*_{path.stem}.wav": path for path in paths}
         if plots:
-            kept["spectrograms/*.png"] = _picture(heard, seen, gain_db_c, min(rate, self.sample_rate_hz) / 2, values)
+            highest_hz = min(rate, self.sample_rate_hz) / 2
+            kept["spectrograms/*.png"] = _picture(
+                heard, seen, gain_db_c, highest_hz, values, plain_title(recording.name)
+            )
         return Prediction(values, sentence, kept)
 
 
@@ -165,7 +171,24 @@ def legend(applied: RecordingSeparation, plots: bool) -> str:
 
 
 def _level(level_dbfs: float) -> str:
-    return f"{level_dbfs:.1f}" if level_dbfs > SILENCE_DBFS else "silent"
+    return f"{level_dbfs:.1f}" if level_dbfs > SILENCE_DBFS else _SILENT
+
+
+def _with_unit(level: str) -> str:
+    return level if level == _SILENT else f"{level} dBFS"
+
+
+def _levels_in_words(levels: list[str]) -> str:
+    """Say how loud talkers are, to follow their number.
+
+    >>> [_levels_in_words(levels) for levels in (["-25.1", "-30.0"], ["-25.1", "silent"], ["silent", "silent"])]
+    [' at -25.1, -30.0 dBFS', ' at -25.1 dBFS, silent', ', silent']
+    """
+    if _SILENT not in levels:
+        return f" at {', '.join(levels)} dBFS"
+    if set(levels) == {_SILENT}:
+        return f", {_SILENT}"
+    return f" at {', '.join(map(_with_unit, levels))}"
 
 
 def _picture(
@@ -174,11 +197,12 @@ def _picture(
     gain_db_c: np.ndarray,
     highest_hz: float,
     values: dict[str, Any],
+    title: str,
 ) -> Figure:
     """Draw the mixture and below it each talker, up to the lower of the rates' halves."""
     levels = [heard.level_db(), *(one.level_db() + gain for one, gain in zip(seen, gain_db_c, strict=True))]
     num_bins = min(len(level) for level in levels)  # their bins are the same 31 Hz apart whatever the rate
     shown = values["levels_dbfs"].split(";")
-    names = ["mixture", *(f"talker {number}: {level} dBFS" for number, level in enumerate(shown, 1))]
+    names = ["mixture", *(f"talker {number}: {_with_unit(level)}" for number, level in enumerate(shown, 1))]
     rows = [[(name, level[:num_bins])] for name, level in zip(names, levels, strict=True)]
-    return level_panels(rows, values["duration_s"], highest_hz)
+    return level_panels(rows, values["duration_s"], highest_hz, title)
