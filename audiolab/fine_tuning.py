@@ -55,5 +55,5 @@ def start(task: Task, config: dict[str, Any]) -> str | None:
     return start_from(task, path, init["allow_missing"], init["allow_unexpected"], weights)
 
 
-def _options(weights: str | None, allow_missing: list[str], allow_unexpected: list[str]) -> None:
-    """Stand for the section in `check_signature`."""
+def _options(weights: str | None, allow_missing: Any, allow_unexpected: Any) -> None:
+    """Stand for the section in `check_signature`; what the lists hold `check_init` says itself."""
