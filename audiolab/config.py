@@ -250,7 +250,7 @@ def _explained(
         hint = (
             f"did you mean {' or '.join(close)}?" if close else f"{section or 'the top level'} has {', '.join(inside)}"
         )
-        if section in known:
+        if section in known and not inside:
             hint = f"{section} has no options with this choice of configs"
         elif section and not inside and not close:
             hint = f"the sections are {', '.join(name for name in known if '.' not in name)}"
