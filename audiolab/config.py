@@ -230,7 +230,11 @@ def _explained(
     error: Exception, parsed: Sequence[Override], texts: Sequence[str], folders: Sequence[Path]
 ) -> InputError:
     """Say which option is wrong: try the overrides without each one in turn, and look its key up in the rest."""
-    for number, override in enumerate(parsed):
+    order = sorted(
+        range(len(parsed)), key=lambda i: parsed[i].key_or_group in GROUPS
+    )  # a config that is there is right
+    for number in order:
+        override = parsed[number]
         rest = [text for i, text in enumerate(texts) if i != number]
         try:
             config = OmegaConf.to_container(_hydra(rest, folders), resolve=False)
@@ -246,7 +250,9 @@ def _explained(
         hint = (
             f"did you mean {' or '.join(close)}?" if close else f"{section or 'the top level'} has {', '.join(inside)}"
         )
-        if section and not inside and not close:
+        if section in known and not inside:
+            hint = f"{section} has no options with this choice of configs"
+        elif section and not inside and not close:
             hint = f"the sections are {', '.join(name for name in known if '.' not in name)}"
         return InputError(f"{key} is not an option of this run; {hint}")
     return InputError(f"the configuration does not fit together: {_first_line(error)}")

@@ -243,6 +243,8 @@ def test_blocks_are_what_read_audio_gives_at_once(tmp_path: Path, name: str, rat
         assert recording.num_samples(to_hz) == len(expected)
         wave_t, own_hz = read_audio(tmp_path / name)
         assert np.array_equal(Recording(wave_t, own_hz).read(to_hz), expected)
+        with pytest.raises(InputError, match="a sampling rate of 0 Hz cannot be used"):
+            Recording(wave_t, 0)
 
 
 # ---- the command

@@ -18,6 +18,7 @@ from audiolab import build
 from audiolab.audio import mixing
 from audiolab.audio.files import AudioFiles
 from audiolab.audio.io import AudioError
+from audiolab.config import compose_run
 from audiolab.errors import InputError
 from audiolab.preflight.contents import examine_contents
 from audiolab.preflight.files import read_facts
@@ -679,6 +680,11 @@ def test_findings_name_the_file_of_a_mixture(tmp_path: Path):
     assert found["duplicates"].items == ("train s1/m0.wav = train s2/m1.wav",)
     assert [item.split(":")[0] for item in found["silence"].items] == ["s2/m1.wav"]
     assert found["format"].items == ("s2/m1.wav: 8 kHz stereo",) and "classes" not in found["format"].remedy
+
+
+def test_an_option_that_a_layout_lacks_is_what_is_named():
+    with pytest.raises(InputError, match=r"^data.variant.length is not an option .*; data.variant has no options with"):
+        compose_run(["task=separation", "data=separation/folders", "data.root=/x", "data.variant.length=mid"], "x")
 
 
 def test_names_that_differ_between_folders_are_said(tmp_path: Path):
