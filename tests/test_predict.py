@@ -106,7 +106,7 @@ def test_a_run_that_judges_whole_utterances_does_so_up_to_16_s(trained: Path, sp
     assert math.isfinite(infer(whole, piece[3000 : 3000 + RATE // 10])["score"])
     with pytest.raises(InputError, match="0.050 s is too short to judge"):
         infer(whole, piece[: RATE // 20])
-    with pytest.raises(InputError, match="and a rate"):
+    with pytest.raises(InputError, match="a sampling rate of 0 Hz cannot be used"):
         whole.infer(torch.from_numpy(piece), 0)
 
 
