@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,21 @@ def test_children_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str], in
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
         assert not preemption.asked
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_loses_ends_the_run_at_the_next_batch(tmp_path: Path):
+    """What is raised in a weak reference's callback, or while a data worker is forked, goes nowhere."""
+    before = signal.getsignal(signal.SIGINT)
+    with Preemption(tmp_path) as preemption:
+        preemption.on_train_batch_start(None, None, None, 0)
+        thing = {"an object"}
+        lost = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+        del thing
+        assert lost() is None
+        with pytest.raises(KeyboardInterrupt):
+            preemption.on_train_batch_start(None, None, None, 0)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_nohup_is_left_alone(tmp_path: Path):

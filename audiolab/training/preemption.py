@@ -55,6 +55,7 @@ class Preemption(L.Callback):
         self._unwritten = "there was nothing newer to write"
         self._process, self._has_workers, self._told = os.getpid(), False, False
         self._asked_at_s = 0.0
+        self._interrupted = False
         self._before: dict[int, Any] = {}
 
     @staticmethod
@@ -65,6 +66,8 @@ class Preemption(L.Callback):
     def __enter__(self) -> Preemption:
         self._before = {number: signal.getsignal(number) for number in stop_signals()}
         self._install()
+        if self._before and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._on_interrupt)
         return self
 
     def __exit__(
@@ -77,7 +80,8 @@ class Preemption(L.Callback):
 
     def _install(self) -> None:
         for number in self._before:
-            signal.signal(number, self._on_signal)
+            if number != signal.SIGINT:
+                signal.signal(number, self._on_signal)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Take note that forked children are data workers from now on."""
@@ -101,6 +105,8 @@ class Preemption(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """End the run if its state is written: only now, when the loggers have the values of the step before."""
+        if self._interrupted:
+            raise KeyboardInterrupt
         if self.written:
             raise self._ended(f"its state after step {trainer.global_step} is written")
 
@@ -113,6 +119,11 @@ class Preemption(L.Callback):
         self._waits, self._trained = False, True
         if self.asked:
             raise self._ended(_TRAINED)
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Raise KeyboardInterrupt, and again at the next batch: Python loses what is raised while it forks a worker."""
+        self._interrupted = os.getpid() == self._process
+        raise KeyboardInterrupt
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
