@@ -158,6 +158,7 @@ class Stub:
     """A task whose estimates are all the same, as those of a network that has collapsed."""
 
     headline = SpoofingDetection.headline
+    only_after_training = SpoofingDetection.only_after_training
 
     def __init__(self) -> None:
         self.logged: dict[str, float] = {}
