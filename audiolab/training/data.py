@@ -22,7 +22,7 @@ from audiolab.errors import InputError
 from audiolab.preflight.findings import Finding
 from audiolab.training.augmentation_log import AugmentationLog
 from audiolab.training.items import NeverEmpty, Replacing, Utterances, collate
-from audiolab.training.loading import TimedLoader, num_cpus
+from audiolab.training.loading import TimedLoader, end_without_a_word_after_parent, num_cpus
 from audiolab.training.preparation import Preparation
 from audiolab.training.processes import gather
 from audiolab.training.randomness import item_generator
@@ -301,6 +301,7 @@ class SpeechData(L.LightningDataModule, ABC):
             collate_fn=collate,
             num_workers=num_workers,  # more than there are processors only slow each other down
             persistent_workers=num_workers > 0,
+            worker_init_fn=end_without_a_word_after_parent,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self.seed),  # its own: the loader must not move the global one
         )
