@@ -1,6 +1,7 @@
 """The shared Mamba against the slow path of `transformers`' MambaMixer: same shape, same weights, same numbers.
 
     python benchmarks/mamba.py                      (batch 8, time 500, channel 256, two threads: four minutes)
+    python benchmarks/mamba.py --batch 512 --time 40 --channels 24       (many short sequences, as in separation)
     python benchmarks/mamba.py --device cuda --threads 8
 
 A third side is the same layer with the recurrence written as a plain loop in autograd: what the hand-written backward
@@ -43,11 +44,12 @@ class PlainMamba(Mamba):
 
     def forward(self, features_btd: Tensor) -> Tensor:
         """Run whole sequences."""
-        ours, mamba_module.selective_scan = mamba_module.selective_scan, plain_loop
+        ours = mamba_module.selective_scan, mamba_module.by_hand
+        mamba_module.selective_scan, mamba_module.by_hand = plain_loop, lambda tensor: False
         try:
             return super().forward(features_btd)
         finally:
-            mamba_module.selective_scan = ours
+            mamba_module.selective_scan, mamba_module.by_hand = ours
 
 
 def kept_megabytes(layer: nn.Module, x: Tensor) -> float:
