@@ -69,7 +69,7 @@ def level_panels(rows: Sequence[Sequence[Panel]], duration_s: float, highest_hz:
             if last:
                 axes.set_xlabel("Time (s)", fontsize=8)
     bar = figure.colorbar(image, ax=figure.axes, fraction=0.025, pad=0.01)
-    bar.set_label("dB below the loudest", fontsize=8)
+    bar.set_label("dB, the loudest at 0", fontsize=8)
     bar.set_ticks([top - drop for drop in range(0, int(RANGE_DB) + 1, 10)])
     bar.ax.set_yticklabels([str(-drop) for drop in range(0, int(RANGE_DB) + 1, 10)], fontsize=8)
     bar.outline.set_visible(False)
