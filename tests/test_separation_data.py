@@ -192,14 +192,6 @@ def test_equalized_sources_are_smoothly_filtered_and_add_up_to_the_mixture(folde
     assert np.abs(responses_db[0][:50] - responses_db[1][:50]).mean() > 0.5  # each source has its own
 
 
-def test_each_source_gets_formants_of_its_own_and_the_sources_add_up_to_the_mixture(folders: Path):
-    base = ("folders", f"root={folders}", *TINY, "dynamic.p=1", "dynamic.snr_db=[0,0]", "level_dbfs=null")
-    plain = open_data(*base).utterances("train")[(0, 3)]
-    moved = open_data(*base, "dynamic.formants=[1.2,1.3]").utterances("train")[(0, 3)]
-    assert np.abs(moved["sources"].sum(0) - moved["wave"]).max() < 1e-6
-    assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(moved["sources"], plain["sources"], strict=True))
-
-
 def test_short_sources_go_on_with_others_of_their_talker_or_as_asked(tmp_path: Path):
     for number in range(4):
         write_wave(tmp_path / f"{number}.wav", np.full(1200, 0.1 + 0.1 * number, np.float32))
@@ -614,7 +606,6 @@ def test_memory_changes_no_sample(folders: Path, rate_hz: int, share: int):
             ["root={own}", "dynamic.equalizer_db=-1"],
             "data.dynamic.equalizer_db=-1 does not fit: give a number",
         ),
-        ("folders", ["root={own}", "dynamic.formants=[1,3]"], "data.dynamic.formants=.* does not fit"),
         ("folders", ["root={own}", "+data.dynamic.sped=1"], "did you mean data.dynamic.speed"),
         (
             "mix_mini",

@@ -18,7 +18,6 @@ from audiolab.audio import mixing
 from audiolab.audio.files import AudioFiles
 from audiolab.audio.io import AudioError
 from audiolab.augment.equalizer import NUM_KNOTS, equalize
-from audiolab.augment.formants import move_formants
 from audiolab.augment.room import reverberate, room_response
 from audiolab.errors import InputError
 from audiolab.tasks.separation.corpora.base import UNKNOWN, Mixture, Source, warn_once
@@ -40,7 +39,6 @@ class DynamicMixing:
     `num_items` is the size of an epoch (None: as many as are listed), `sources` a CSV file `file,speaker[,sex]` of
     recordings to mix instead of those in the listed mixtures. Each source but the first is `snr_db` below the first,
     by power over the `whole` item or over `active` frames. `speed` plays a source so much faster, with higher pitch;
-    `formants` moves its formants so much higher, and not its pitch;
     `equalizer_db` is the standard deviation, at ten frequencies, of a random smooth filter on each source;
     `gain_db` changes the level of the mixture. `overlap` is the share of the item in which none has yet to begin or
     has ended. With `join` a source that is too short is continued by others of its talker, drawn so that none follows
@@ -55,7 +53,6 @@ class DynamicMixing:
     snr_db: list[float]
     snr_on: Literal["whole", "active"]
     speed: list[float]
-    formants: list[float]
     equalizer_db: float
     gain_db: list[float]
     overlap: list[float]
@@ -68,7 +65,6 @@ class DynamicMixing:
         for name, least, most in (
             ("snr_db", -60, 60),
             ("speed", 0.25, 4),
-            ("formants", 0.5, 2),
             ("gain_db", -80, 40),
             ("overlap", 0, 1),
             ("reverb_s", 0.01, 5),
@@ -157,9 +153,6 @@ class DynamicMixtures(Utterances):
         options, rate = self.options, self.files.sample_rate_hz
         drawn = [self._source(recordings, generator) for recordings in self.pool.draw(generator)]
         sources_st = np.stack([wave for _, wave in drawn])
-        if options.formants != [1, 1]:
-            for wave_t in sources_st:
-                wave_t[:] = move_formants(wave_t, generator.uniform(*options.formants), rate)
         if options.equalizer_db > 0:
             for wave_t in sources_st:
                 wave_t[:] = equalize(wave_t, generator.normal(0, options.equalizer_db, NUM_KNOTS))
