@@ -24,7 +24,7 @@ VARIANTS = {
     "dynamic": ["data.dynamic.speed=[1,1]"],
     "dynamic, speed": ["data.dynamic.speed=[0.9,1.1]"],
     "dynamic, speed, 3 talkers": ["data.dynamic.speed=[0.9,1.1]", "data.num_speakers=3"],
-    "dynamic, speed, voices": ["data.dynamic.formants=[0.85,1.2]", "data.dynamic.equalizer_db=4"],
+    "dynamic, speed, equaliser": ["data.dynamic.speed=[0.9,1.1]", "data.dynamic.equalizer_db=4"],
     "dynamic, speed, room": ["data.dynamic.speed=[0.9,1.1]", "data.dynamic.reverb_p=1"],
     "listed mixture, from disk": ["data.dynamic.p=0", "data.in_memory=false"],
     "dynamic, speed, from disk": ["data.dynamic.speed=[0.9,1.1]", "data.in_memory=false"],
