@@ -43,3 +43,10 @@ def slabs(x_ct: Tensor) -> list[slice]:
     bytes_of_channel = max(1, x_ct.numel() // max(1, num_channels) * x_ct.itemsize)
     together = max(1, _SLAB_BYTES * torch.get_num_threads() // bytes_of_channel)
     return [slice(first, min(first + together, num_channels)) for first in range(0, num_channels, together)]
+
+
+def like(x: Tensor, spare: Tensor | None) -> Tensor:
+    """Return memory of the shape of x, from `spare` where that is given and large enough: new memory costs a pass."""
+    if spare is None or spare.numel() < x.numel():
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return spare.view(-1)[: x.numel()].view(x.shape)

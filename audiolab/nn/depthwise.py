@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audiolab.nn.by_hand import by_hand, once, slabs
+from audiolab.nn.by_hand import by_hand, like, once, slabs
 
 
 def depthwise_conv(x_bct: Tensor, weight_cp: Tensor, bias_c: Tensor | None, dilation: int, left: int) -> Tensor:
@@ -60,29 +60,42 @@ def tap_shifts(num_taps: int, dilation: int, left: int) -> list[int]:
 def tap_conv(x_ct: Tensor, weight_cp: Tensor, bias_c: Tensor | None, shifts: list[int], out_ct: Tensor) -> Tensor:
     """Fill `out_ct` with bias plus the sum over taps of weight times shifted input, zeros outside; no autograd."""
     bias_c1 = None if bias_c is None else bias_c[:, None]
+    unshifted = [shifts.index(0)] if 0 in shifts and bias_c is None else []  # of all frames: the first, and no sum yet
     for slab in slabs(x_ct):
         x, out = x_ct[..., slab, :], out_ct[..., slab, :]
-        out.zero_() if bias_c1 is None else out.copy_(bias_c1[slab].expand_as(out))
+        for tap in unshifted:
+            torch.mul(x, weight_cp[slab, tap : tap + 1], out=out)
+        if not unshifted:
+            out.zero_() if bias_c1 is None else out.copy_(bias_c1[slab].expand_as(out))
         for tap, shift in enumerate(shifts):
+            if tap in unshifted:
+                continue
             into, out_of = _overlap(x_ct.shape[-1], shift)
             out[..., into].addcmul_(x[..., out_of], weight_cp[slab, tap : tap + 1])
     return out_ct
 
 
-def tap_products(grad_ct: Tensor, x_ct: Tensor, shifts: list[int]) -> Tensor:
-    """Return (..., channel, tap): the gradient of the taps' weights; no autograd."""
+def tap_products(grad_ct: Tensor, x_ct: Tensor, shifts: list[int], spare: Tensor | None = None) -> Tensor:
+    """Return (..., channel, tap): the gradient of the taps' weights; no autograd. `spare` is memory for a slab."""
     products_cp = x_ct.new_empty(*x_ct.shape[:-1], len(shifts))
     for slab in slabs(x_ct):
         grad, x = grad_ct[..., slab, :], x_ct[..., slab, :]
+        spare = like(x, spare)
         for tap, shift in enumerate(shifts):
             into, out_of = _overlap(x_ct.shape[-1], shift)
-            products_cp[..., slab, tap] = (grad[..., into] * x[..., out_of]).sum(-1)
+            grad_part, x_part = grad[..., into], x[..., out_of]
+            products_cp[..., slab, tap] = torch.mul(grad_part, x_part, out=like(x_part, spare)).sum(-1)
     return products_cp
 
 
 def tap_sums(grad_ct: Tensor, shifts: list[int]) -> Tensor:
     """Return (..., channel, tap): `tap_products` for an input of ones."""
-    return torch.stack([grad_ct[..., _overlap(grad_ct.shape[-1], shift)[0]].sum(-1) for shift in shifts], -1)
+    sums_c, sums_cp = grad_ct.sum(-1), []
+    for shift in shifts:
+        into, _ = _overlap(grad_ct.shape[-1], shift)
+        outside = grad_ct[..., : into.start].sum(-1) + grad_ct[..., into.stop :].sum(-1)
+        sums_cp.append(sums_c - outside)
+    return torch.stack(sums_cp, -1)
 
 
 def _overlap(num_frames: int, shift: int) -> tuple[slice, slice]:

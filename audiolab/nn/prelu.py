@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audiolab.nn.by_hand import by_hand, once, slabs
+from audiolab.nn.by_hand import by_hand, like, once, slabs
 
 leaky_relu_out = torch.ops.aten.leaky_relu.out
 _leaky_relu_backward_out = torch.ops.aten.leaky_relu_backward.grad_input
@@ -41,11 +41,15 @@ class _PReLU(torch.autograd.Function):
         return grad_x_ct, grad_slope.view_as(slope)
 
 
-def prelu_backward(grad_ct: Tensor, x_ct: Tensor, slope: float, out_ct: Tensor) -> Tensor:
-    """Fill `out_ct` (which may be `grad_ct`) with the gradient of x and return that of the slope; no autograd."""
+def prelu_backward(grad_ct: Tensor, x_ct: Tensor, slope: float, out_ct: Tensor, spare: Tensor | None = None) -> Tensor:
+    """Fill `out_ct` (which may be `grad_ct`) with the gradient of x and return that of the slope; no autograd.
+
+    `spare` is memory for a slab.
+    """
     grad_slope = x_ct.new_zeros(())
     for slab in slabs(x_ct):
         grad, x = grad_ct[..., slab, :], x_ct[..., slab, :]
-        grad_slope += torch.dot(grad.flatten(), x.clamp(max=0).flatten())
+        spare = like(x, spare)
+        grad_slope += torch.dot(grad.flatten(), torch.clamp(x, max=0, out=like(x, spare)).flatten())
         _leaky_relu_backward_out(grad, x, slope, False, grad_input=out_ct[..., slab, :])
     return grad_slope

@@ -13,10 +13,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from audiolab.nn.by_hand import slabs
+from audiolab.nn.by_hand import like, slabs
 from audiolab.nn.depthwise import tap_conv, tap_products, tap_sums
 from audiolab.nn.fused_block.weights import ActNorm, BlockShape, BlockWeights
 from audiolab.nn.prelu import leaky_relu_out, prelu_backward
@@ -39,13 +38,14 @@ def hidden(
 ) -> Moments:
     """Fill the tensors before the first and before the second activation, and return the norms after them."""
     torch.addmm(weights.expand_bias_c[:, None], weights.expand_ci, x_it, out=before_ct)
-    inner = _norm(before_ct, weights.inner, shape.eps)
+    inner = _norm(before_ct, weights.inner, shape.eps, spare_ct)
     slope, shifts = weights.inner.slope.item(), shape.shifts(weights)
     for slab in slabs(before_ct):
-        normed_ct = F.leaky_relu(before_ct[slab], slope).mul_(inner.gain_c[slab, None]).add_(inner.offset_c[slab, None])
+        z_ct = leaky_relu_out(before_ct[slab], slope, out=like(before_ct[slab], spare_ct))
+        normed_ct = z_ct.mul_(inner.gain_c[slab, None]).add_(inner.offset_c[slab, None])
         taps_bias_c = None if weights.taps_bias_c is None else weights.taps_bias_c[slab]
         tap_conv(normed_ct, weights.taps_cp[slab], taps_bias_c, shifts, between_ct[slab])
-    return inner, _norm(between_ct, weights.outer, shape.eps)
+    return inner, _norm(between_ct, weights.outer, shape.eps, spare_ct)
 
 
 def ends(between_ct: Tensor, weights: BlockWeights, moments: Moments, out_ot: Tensor, spare_ct: Tensor) -> None:
@@ -81,10 +81,12 @@ def backward(
 
     shifts = shape.shifts(weights)
     products_cp, sums_cp = torch.empty_like(weights.taps_cp), torch.empty_like(weights.taps_cp)
+    spare = torch.empty_like(before_ct[slabs(before_ct)[0]])
     for slab in slabs(before_ct):
         grad_ct = between_grad_ct[slab]
-        sums.outer.slope.add_(prelu_backward(grad_ct, between_ct[slab], outer_slope, grad_ct))
-        products_cp[slab] = tap_products(grad_ct, F.leaky_relu(before_ct[slab], inner_slope), shifts)
+        sums.outer.slope.add_(prelu_backward(grad_ct, between_ct[slab], outer_slope, grad_ct, spare))
+        z_ct = leaky_relu_out(before_ct[slab], inner_slope, out=before_grad_ct[slab])
+        products_cp[slab] = tap_products(grad_ct, z_ct, shifts, spare)
         sums_cp[slab] = tap_sums(grad_ct, shifts)
         if sums.taps_bias_c is not None:
             sums.taps_bias_c[slab] += grad_ct.sum(-1)
@@ -92,22 +94,22 @@ def backward(
         tap_conv(grad_ct, taps_cp, None, [-shift for shift in shifts], before_grad_ct[slab])
     sums.taps_cp.add_(products_cp * inner.gain_c[:, None] + sums_cp * inner.offset_c[:, None])
     sum_c, product_sum_c = (weights.taps_cp * sums_cp).sum(1), (weights.taps_cp * products_cp).sum(1)
-    constant, slope_of_z = _through_norm(sum_c, product_sum_c, weights.inner, inner, sums.inner, z_ct.numel())
+    constant, slope_of_z = _through_norm(sum_c, product_sum_c, weights.inner, inner, sums.inner, before_ct.numel())
 
     for slab in slabs(before_ct):
-        grad_ct, z_ct = before_grad_ct[slab], F.leaky_relu(before_ct[slab], inner_slope)
+        grad_ct, z_ct = before_grad_ct[slab], leaky_relu_out(before_ct[slab], inner_slope, out=between_grad_ct[slab])
         grad_ct.add_(z_ct, alpha=slope_of_z).add_(constant)
-        sums.inner.slope.add_(prelu_backward(grad_ct, before_ct[slab], inner_slope, grad_ct))
+        sums.inner.slope.add_(prelu_backward(grad_ct, before_ct[slab], inner_slope, grad_ct, spare))
         sums.expand_bias_c[slab] += grad_ct.sum(-1)
     sums.expand_ci.addmm_(before_grad_ct, x_it.T)
     return before_grad_ct
 
 
-def _norm(x_ct: Tensor, place: ActNorm, eps: float) -> Norm:
+def _norm(x_ct: Tensor, place: ActNorm, eps: float, spare_ct: Tensor) -> Norm:
     """Take mean and scale of the activation's output."""
     slope, value, square = place.slope.item(), 0.0, 0.0
     for slab in slabs(x_ct):
-        z_ct = F.leaky_relu(x_ct[slab], slope)
+        z_ct = leaky_relu_out(x_ct[slab], slope, out=like(x_ct[slab], spare_ct))
         value += z_ct.sum().item()
         square += torch.linalg.vector_norm(z_ct).item() ** 2
     mean = value / x_ct.numel()
