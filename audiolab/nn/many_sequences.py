@@ -79,15 +79,16 @@ class _GatedScan(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, gate: Tensor, dt_bias: Tensor
     ) -> Tensor:
-        work = _Segment(x, dt, A, B, C, D, dt_bias)
+        work = _Recurrence(x, dt, A, B, C, D, dt_bias)
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        state, starts = work.zero_state(), []
+        state, starts, keep = work.zero_state(), [], any(ctx.needs_input_grad)
         for part in work.segments():
-            starts.append(state)
+            if keep:
+                starts.append(state)
             states = work.run(part, state)
             work.sum_up(part, states, out=y[part]).mul_(F.silu(gate[part]))
             state = states[-1].clone()
-        if any(ctx.needs_input_grad):
+        if keep:
             ctx.save_for_backward(x, dt, A, B, C, D, gate, dt_bias, *starts)
         return y
 
@@ -95,7 +96,7 @@ class _GatedScan(torch.autograd.Function):
     @once
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, ...]:
         x, dt, A, B, C, D, gate, dt_bias, *starts = ctx.saved_tensors
-        work = _Segment(x, dt, A, B, C, D, dt_bias)
+        work = _Recurrence(x, dt, A, B, C, D, dt_bias)
         grad_x, grad_dt, grad_B, grad_C, grad_gate = (
             torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (x, dt, B, C, gate)
         )
@@ -132,8 +133,8 @@ class _GatedScan(torch.autograd.Function):
         return grad_x, grad_dt, grad_A_nd.t(), grad_B, grad_C, grad_D, grad_gate, grad_dt.sum((0, 2))
 
 
-class _Segment:
-    """The recurrence over one segment of time after the other, in working memory that they share."""
+class _Recurrence:
+    """The states of one segment of time after the other, in working memory that the segments share."""
 
     def __init__(self, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor) -> None:
         self.x, self.dt, self.B, self.C, self.D, self.dt_bias = x, dt, B, C, D[:, None], dt_bias[:, None]
