@@ -15,7 +15,7 @@ from itertools import permutations
 
 import numpy as np
 import torch
-from scipy.fft import irfft, next_fast_len, rfft
+from scipy.fft import irfft, rfft
 from scipy.linalg import matmul_toeplitz, solve_toeplitz, toeplitz
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -24,6 +24,8 @@ from audiolab.errors import InputError
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 _SDR_TAPS = 512  # of BSS-eval, Vincent et al. 2006
+_SDR_FFT = 4096
+_SDR_BLOCK = _SDR_FFT - _SDR_TAPS  # of the reference, beside as many lags
 _SOLVED = 1e-8  # what may be left of the right-hand side where a solution counts as one
 _MOST_ENUMERATED = 6  # talkers up to which all 720 orders are tried; the assignment problem beyond is solved
 
@@ -72,10 +74,11 @@ def sdr(estimate: Tensor, reference: Tensor) -> Tensor:
     True
     """
     estimate, reference = (_at_peak(signal.detach().double()) for signal in _pair(estimate, reference))
-    num_fft = next_fast_len(estimate.shape[-1] + _SDR_TAPS, real=True)
-    spectrum, spectrum_of_estimate = (rfft(signal.cpu().numpy(), num_fft) for signal in (reference, estimate))
-    autocorrelation = irfft(spectrum.real**2 + spectrum.imag**2, num_fft)[..., :_SDR_TAPS]
-    correlation = irfft(spectrum.conj() * spectrum_of_estimate, num_fft)[..., :_SDR_TAPS]
+    blocks = rfft(_windows(reference, _SDR_BLOCK), _SDR_FFT).conj()
+    ahead, ahead_of_estimate = (rfft(_windows(signal, _SDR_FFT)) for signal in (reference, estimate))
+    autocorrelation, correlation = (
+        irfft((blocks * spectra).sum(-2), _SDR_FFT)[..., :_SDR_TAPS] for spectra in (ahead, ahead_of_estimate)
+    )
     explained = torch.as_tensor(_explained(autocorrelation, correlation)).to(estimate)
     rest = estimate.square().sum(-1) - explained
     return _ratio_db(explained.clamp(min=0), rest, reference.abs().amax(-1))
@@ -169,6 +172,18 @@ def _ratio_db(signal: Tensor, noise: Tensor, reference_energy: Tensor) -> Tensor
     ratio = signal / torch.where(noise > 0, noise, 1)
     value_db = 10 * torch.log10(ratio.clamp(min=worst))
     return torch.where(reference_energy > 0, value_db, torch.nan)
+
+
+def _windows(signal: Tensor, length: int) -> np.ndarray:
+    """Return (..., block, length): windows that begin every `_SDR_BLOCK` samples, zeros after the end.
+
+    Blocks of the reference, and what of a signal lies from their beginning to 512 samples after their end, give all
+    lags that the filter needs, by transforms that stay in the cache.
+    """
+    num_blocks = max(1, -(-signal.shape[-1] // _SDR_BLOCK))
+    missing = (num_blocks - 1) * _SDR_BLOCK + length - signal.shape[-1]
+    padded = np.pad(signal.cpu().numpy(), [(0, 0)] * (signal.ndim - 1) + [(0, max(0, missing))])
+    return np.lib.stride_tricks.sliding_window_view(padded, length, axis=-1)[..., ::_SDR_BLOCK, :]
 
 
 def _explained(autocorrelation: np.ndarray, correlation: np.ndarray) -> np.ndarray:
