@@ -182,7 +182,7 @@ def _windows(signal: Tensor, length: int) -> np.ndarray:
     """
     num_blocks = max(1, -(-signal.shape[-1] // _SDR_BLOCK))
     missing = (num_blocks - 1) * _SDR_BLOCK + length - signal.shape[-1]
-    padded = np.pad(signal.cpu().numpy(), [(0, 0)] * (signal.ndim - 1) + [(0, max(0, missing))])
+    padded = np.pad(signal.cpu().numpy(), [(0, 0)] * (signal.ndim - 1) + [(0, missing)])
     return np.lib.stride_tricks.sliding_window_view(padded, length, axis=-1)[..., ::_SDR_BLOCK, :]
 
 

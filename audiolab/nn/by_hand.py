@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,3 +51,17 @@ def like(x: Tensor, spare: Tensor | None) -> Tensor:
     if spare is None or spare.numel() < x.numel():
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     return spare.view(-1)[: x.numel()].view(x.shape)
+
+
+class Buffers:
+    """Working memory that the segments of one call share."""
+
+    def __init__(self) -> None:
+        self.flat: dict[str, Tensor] = {}
+
+    def get(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return uninitialised memory under a name: the same as before while it is large enough."""
+        numel = math.prod(shape)
+        if name not in self.flat or self.flat[name].numel() < numel:
+            self.flat[name] = like.new_empty(numel)
+        return self.flat[name][:numel].view(shape)

@@ -60,15 +60,15 @@ def tap_shifts(num_taps: int, dilation: int, left: int) -> list[int]:
 def tap_conv(x_ct: Tensor, weight_cp: Tensor, bias_c: Tensor | None, shifts: list[int], out_ct: Tensor) -> Tensor:
     """Fill `out_ct` with bias plus the sum over taps of weight times shifted input, zeros outside; no autograd."""
     bias_c1 = None if bias_c is None else bias_c[:, None]
-    unshifted = [shifts.index(0)] if 0 in shifts and bias_c is None else []  # of all frames: the first, and no sum yet
+    begin_with = shifts.index(0) if 0 in shifts and bias_c is None else None  # it reaches all frames: nothing to clear
     for slab in slabs(x_ct):
         x, out = x_ct[..., slab, :], out_ct[..., slab, :]
-        for tap in unshifted:
-            torch.mul(x, weight_cp[slab, tap : tap + 1], out=out)
-        if not unshifted:
+        if begin_with is not None:
+            torch.mul(x, weight_cp[slab, begin_with : begin_with + 1], out=out)
+        else:
             out.zero_() if bias_c1 is None else out.copy_(bias_c1[slab].expand_as(out))
         for tap, shift in enumerate(shifts):
-            if tap in unshifted:
+            if tap == begin_with:
                 continue
             into, out_of = _overlap(x_ct.shape[-1], shift)
             out[..., into].addcmul_(x[..., out_of], weight_cp[slab, tap : tap + 1])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audiolab.nn.by_hand import once
+from audiolab.nn.by_hand import Buffers, once
 
 _SEGMENT_NUMEL = 2**18  # numbers in one buffer of states: measured with benchmarks/mamba.py, 1 MB each
 
@@ -129,7 +129,7 @@ class _GatedScan(torch.autograd.Function):
             grad_delta = grad_drive.mul_(x_s)
             for power_n, A_d1 in zip(grad_power.unbind(1), work.A_nd1, strict=True):
                 grad_delta.addcmul_(power_n, A_d1)
-            grad_dt[part] = torch.ops.aten.softplus_backward(grad_delta, dt[part] + dt_bias[:, None], 1, 20)
+            grad_dt[part] = torch.ops.aten.softplus_backward(grad_delta, work.before_softplus, 1, 20)
         return grad_x, grad_dt, grad_A_nd.t(), grad_B, grad_C, grad_D, grad_gate, grad_dt.sum((0, 2))
 
 
@@ -141,7 +141,7 @@ class _Recurrence:
         self.A_nd1 = A.t()[..., None].contiguous()
         self.state_shape = (A.shape[1], *x.shape[1:])  # (n, d, b)
         self.length = min(max(1, _SEGMENT_NUMEL // max(1, x[0].numel() * A.shape[1])), len(x))
-        self.buffers: dict[str, Tensor] = {}
+        self.buffers = Buffers()
 
     def segments(self) -> Iterator[slice]:
         for begin in range(0, len(self.x), self.length):
@@ -151,14 +151,13 @@ class _Recurrence:
         return self.x.new_zeros(self.state_shape)
 
     def buffer(self, name: str, length: int) -> Tensor:
-        if name not in self.buffers:
-            self.buffers[name] = self.x.new_empty(self.length + 1, *self.state_shape)
-        return self.buffers[name][:length]
+        return self.buffers.get(name, (length, *self.state_shape), self.x)
 
     def run(self, part: slice, start: Tensor) -> Tensor:
-        """States before, between and after the steps of a segment; `decay`, `delta` and `drive` are then its own."""
+        """States around the steps of a segment; `before_softplus`, `delta`, `drive`, `decay` are its own."""
         x = self.x[part]
-        self.delta = F.softplus(self.dt[part] + self.dt_bias)
+        self.before_softplus = self.dt[part] + self.dt_bias
+        self.delta = F.softplus(self.before_softplus)
         self.drive = self.delta * x
         self.decay = torch.mul(self.delta[:, None], self.A_nd1, out=self.buffer("decay", len(x))).exp_()
         states = self.buffer("states", len(x) + 1)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiolab.errors import InputError
-from audiolab.nn.by_hand import once
+from audiolab.nn.by_hand import Buffers, once
 
 # Numbers in one (l, g, b, n, d) buffer, and in one step of it over all chunks: measured with benchmarks/mamba.py on
 # the CPU (a buffer of 4 MB, one step below the size at which PyTorch starts a second thread); for CUDA a step that
@@ -96,7 +96,7 @@ class _SelectiveScan(torch.autograd.Function):
         starts = []
         y = torch.empty_like(x)
         A_nd, state_bnd = A.t().contiguous(), state.transpose(1, 2)
-        buffers = _Buffers()
+        buffers = Buffers()
         with torch.autocast(x.device.type, enabled=False):
             for begin, end in _segments(x.shape[1], plan.segment_len):
                 delta_s, x_s, B_s, C_s = (
@@ -120,7 +120,7 @@ class _SelectiveScan(torch.autograd.Function):
         grad_x, grad_delta, grad_B, grad_C = (torch.empty_like(tensor) for tensor in (x, delta, B, C))
         A_nd, grad_state_bnd = A.t().contiguous(), grad_last.transpose(1, 2)
         grad_A_nd = torch.zeros_like(A_nd)
-        buffers = _Buffers()
+        buffers = Buffers()
         segments = list(_segments(x.shape[1], ctx.plan.segment_len))
         with torch.autocast(x.device.type, enabled=False):
             for (begin, end), start in zip(reversed(segments), reversed(starts), strict=True):
@@ -148,19 +148,6 @@ class _SelectiveScan(torch.autograd.Function):
         return grad_x, grad_delta, grad_A_nd.t(), grad_B, grad_C, grad_state_bnd.transpose(1, 2), None
 
 
-class _Buffers:
-    """Working memory that the segments of one call share."""
-
-    def __init__(self) -> None:
-        self.flat: dict[str, Tensor] = {}
-
-    def get(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        numel = math.prod(shape)
-        if name not in self.flat or self.flat[name].numel() < numel:
-            self.flat[name] = like.new_empty(numel)
-        return self.flat[name][:numel].view(shape)
-
-
 def _segments(num_steps: int, segment_len: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + segment_len, num_steps)) for begin in range(0, num_steps, segment_len)]
 
@@ -186,7 +173,7 @@ def _store(tensor_lgbk: Tensor, out_btk: Tensor) -> None:
         out_btk.copy_(tensor_bglk.flatten(1, 2)[:, : out_btk.shape[1]])
 
 
-def _inputs(delta: Tensor, drive: Tensor, A_nd: Tensor, B: Tensor, buffers: _Buffers) -> tuple[Tensor, Tensor]:
+def _inputs(delta: Tensor, drive: Tensor, A_nd: Tensor, B: Tensor, buffers: Buffers) -> tuple[Tensor, Tensor]:
     """exp(delta A) as (l, g, b, n, d), and a buffer of states, one step longer, whose steps 1.. hold drive x B."""
     chunk_len, num_chunks, batch, channels = delta.shape
     shape = (num_chunks, batch, A_nd.shape[0], channels)
